@@ -1,0 +1,9 @@
+"""The one exception type for what a person can mend."""
+
+
+class InputError(ValueError):
+    """Bad input: a file, a field or an argument that the caller can correct.
+
+    The message is one line that names the thing and says the remedy. The command line prints it without
+    a traceback and exits with 1; any other exception is a defect of ours and keeps its traceback.
+    """
