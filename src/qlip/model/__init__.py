@@ -1,0 +1,6 @@
+"""The tokenizer: configuration, layers, quantizer, QLIP, checkpoints, pictures and words."""
+
+from qlip.model.config import PRESETS, ImageTowerConfig, QLIPConfig, QuantizerConfig, TextConfig
+from qlip.model.qlip import QLIP, QLIPOutput
+
+__all__ = ["PRESETS", "QLIP", "ImageTowerConfig", "QLIPConfig", "QLIPOutput", "QuantizerConfig", "TextConfig"]

@@ -1,0 +1,153 @@
+"""The one transformer block that serves all towers, with the switches of the published config."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qlip.model.config import TowerConfig
+
+_ACTIVATIONS = {
+    "gelu": F.gelu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+def activation(x: Tensor, name: str) -> Tensor:
+    """Apply the activation that the config names; "gelu" is the exact one."""
+    return _ACTIVATIONS[name](x)
+
+
+def to_sphere(x: Tensor) -> Tensor:
+    """(..., D) → unit vectors, in float32 at least, whatever the dtype of `x` and under autocast too."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding over one axis (text) or two (rows and columns of patches).
+
+    The head's width is shared equally among the axes; each axis has d = head_dim / axes dimensions with
+    frequencies θ^(−2j/d), j < d/2, every angle standing twice in a row for the pair that it turns.
+    (EVA-02, section 2; PAPER section 1.)
+    """
+
+    def __init__(self, positions: Tensor, head_dim: int, theta: float = 1e4):
+        """Compute the tables.
+
+        Args:
+            positions: (N, axes) float, the place of each token along each axis.
+            head_dim: width of an attention head.
+            theta: base of the frequencies.
+        """
+        super().__init__()
+        dim = head_dim // positions.shape[-1]
+        frequencies = theta ** (-torch.arange(0, dim, 2, device="cpu").float() / dim)
+        angles = (positions[..., None] * frequencies).repeat_interleave(2, dim=-1).flatten(1)
+        # Not persistent: checkpoints may hold these once a tower, once a layer or not at all.
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn the last N tokens of queries or keys (..., T, head_dim); those before them (CLS) stay."""
+        num_plain = x.shape[-2] - self.cos.shape[0]
+        plain, x = x[..., :num_plain, :], x[..., num_plain:, :]
+        x0, x1 = x.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack((-x1, x0), dim=-1).flatten(-2)
+        return torch.cat((plain, (x * self.cos + turned * self.sin).to(x.dtype)), dim=-2)
+
+
+def grid_rotary(config: TowerConfig, grid_size: int) -> Rotary:
+    """Rotary over a square grid of patches, row-major; a side spans 16 units whatever its length."""
+    side = torch.arange(grid_size, device="cpu").float() / grid_size * 16
+    return Rotary(torch.cartesian_prod(side, side), config.head_dim)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; with `subln`, a LayerNorm on the concatenated heads."""
+
+    def __init__(self, config: TowerConfig):
+        super().__init__()
+        dim = config.hidden_size
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(dim, dim, bias=config.q_bias)
+        self.k_proj = nn.Linear(dim, dim, bias=config.k_bias)
+        self.v_proj = nn.Linear(dim, dim, bias=config.v_bias)
+        self.inner_attn_ln = nn.LayerNorm(dim, eps=config.layer_norm_eps) if config.subln else nn.Identity()
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | None, is_causal: bool) -> Tensor:
+        """(B, T, D) → (B, T, D). `mask` is boolean, True where a key may be seen, (B, 1, T, T)."""
+        q, k, v = (
+            proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if rotary is not None:
+            q, k = rotary(q), rotary(k)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
+        return self.out_proj(self.inner_attn_ln(x.transpose(1, 2).flatten(2)))
+
+
+class MLP(nn.Module):
+    """`fc2(act(fc1 x))`."""
+
+    def __init__(self, config: TowerConfig):
+        super().__init__()
+        self.hidden_act = config.hidden_act
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) → (..., D)."""
+        return self.fc2(activation(self.fc1(x), self.hidden_act))
+
+
+class SwiGLU(nn.Module):
+    """`w3(LN(silu(w1 x) * w2 x))`; the LayerNorm with `subln` only."""
+
+    def __init__(self, config: TowerConfig):
+        super().__init__()
+        dim, hidden = config.hidden_size, config.intermediate_size
+        self.w1 = nn.Linear(dim, hidden)
+        self.w2 = nn.Linear(dim, hidden)
+        self.ffn_ln = nn.LayerNorm(hidden, eps=config.layer_norm_eps) if config.subln else nn.Identity()
+        self.w3 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) → (..., D)."""
+        return self.w3(self.ffn_ln(F.silu(self.w1(x)) * self.w2(x)))
+
+
+class Block(nn.Module):
+    """A pre-LayerNorm transformer block."""
+
+    def __init__(self, config: TowerConfig):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = Attention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = SwiGLU(config) if config.swiglu else MLP(config)
+
+    def forward(
+        self, x: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """(B, T, D) → (B, T, D)."""
+        x = x + self.self_attn(self.layer_norm1(x), rotary, mask, is_causal)
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class Blocks(nn.Module):
+    """The blocks of a tower, one after the other."""
+
+    def __init__(self, config: TowerConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+
+    def forward(
+        self, x: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """(B, T, D) → (B, T, D), before any final norm."""
+        for layer in self.layers:
+            x = layer(x, rotary, mask, is_causal)
+        return x

@@ -1,0 +1,438 @@
+"""QLIP: an image becomes a few binary tokens, from which it is rebuilt and which speak with words.
+
+    image ─ VisionEncoder ─┬─ CLS ─ projection ──────────── image_embeds ─┐
+                           └─ patches ─ MLP ─ latents u ─ sign ─ codes    ├─ logits_per_image
+    text ── TextEncoder ─── end token ─ projection ──────── text_embeds ──┘
+    codes ─ MLP ─ Decoder ─ reconstructions
+
+PAPER section 1 (arXiv 2502.05178, section 3). Module names are those of the published checkpoints, so that
+`state_dict()` is the published layout.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import qlip.bits
+from qlip.errors import InputError
+from qlip.model.config import ImageTowerConfig, QLIPConfig, TextConfig
+from qlip.model.image import ImageProcessor, as_images
+from qlip.model.layers import Blocks, Rotary, grid_rotary, to_sphere
+from qlip.model.quantizer import QuantizerMLP, quantize
+from qlip.model.text import TextTokenizer
+
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+BATCH_SIZE = 64  # images or texts at once in `tokenize`, `detokenize` and `classify`
+
+
+@dataclass
+class QLIPOutput:
+    """What `QLIP.forward` gives; None where its input was not given.
+
+    Attributes:
+        image_embeds: (B, P) unit vectors, in float32 whatever the model's dtype.
+        text_embeds: (T, P) unit vectors, in float32 likewise.
+        logits_per_image: (B, T), exp(logit_scale) · cosine, in float32 likewise.
+        latents: (B, N, L) unit vectors u, in float32 likewise.
+        codes: (B, N, L) of ±1/√L, with the straight-through gradient.
+        reconstructions: (B, 3, H, W) in normalised pixel space.
+        features: (B, N, D) patch features Z before the quantizer's down MLP.
+        quantized_features: (B, N, D') what the up MLP makes of the codes, Ẑ; D' is the decoder's width.
+    """
+
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    latents: Tensor | None = None
+    codes: Tensor | None = None
+    reconstructions: Tensor | None = None
+    features: Tensor | None = None
+    quantized_features: Tensor | None = None
+
+
+class VisionEmbeddings(nn.Module):
+    """Patches and a CLS token, with learned positions."""
+
+    def __init__(self, config: ImageTowerConfig):
+        super().__init__()
+        dim, patch = config.hidden_size, config.patch_size
+        self.class_embedding = nn.Parameter(torch.empty(dim))
+        self.patch_embedding = nn.Conv2d(config.num_channels, dim, patch, stride=patch)
+        self.position_embedding = nn.Embedding(config.num_patches + 1, dim)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, 1 + N, D), CLS first."""
+        patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
+        cls = self.class_embedding.expand(len(patches), 1, -1)
+        return torch.cat((cls, patches), dim=1) + self.position_embedding.weight
+
+
+class VisionEncoder(nn.Module):
+    """The image tower, with the MLPs on both sides of the quantizer, where published checkpoints keep them."""
+
+    def __init__(self, config: QLIPConfig):
+        super().__init__()
+        vision, num_bits, post_dim = config.vision, config.num_bits, config.hidden_size_post_q
+        dim = vision.hidden_size
+        self.embeddings = VisionEmbeddings(vision)
+        self.rope = grid_rotary(vision, vision.grid_size) if vision.rope else None
+        self.encoder = Blocks(vision)
+        self.post_layernorm = nn.LayerNorm(dim, eps=vision.layer_norm_eps)
+        self.quant_embed = QuantizerMLP(dim, dim, num_bits, vision.hidden_act)
+        self.quant_embed_post = QuantizerMLP(num_bits, post_dim, post_dim, vision.hidden_act)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised → (B, 1 + N, D), CLS first, before any final norm."""
+        return self.encoder(self.embeddings(pixel_values), self.rope)
+
+
+class Decoder(nn.Module):
+    """From quantized features back to pixels."""
+
+    def __init__(self, config: ImageTowerConfig):
+        super().__init__()
+        dim, pixels = config.hidden_size, config.num_channels * config.patch_size**2
+        self.grid_size, self.patch_size = config.grid_size, config.patch_size
+        self.position_embeddings = nn.Parameter(torch.empty(1, config.num_patches, dim))
+        self.rope = grid_rotary(config, config.grid_size) if config.rope else None
+        self.encoder = Blocks(config)
+        self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.ffn = nn.Sequential(nn.Linear(dim, config.intermediate_size), nn.Tanh())
+        self.conv_out = nn.Linear(config.intermediate_size, pixels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, N, D) → (B, 3, H, W) in normalised pixel space."""
+        x = self.encoder(features + self.position_embeddings, self.rope)
+        x = self.conv_out(self.ffn(self.norm(x)))
+        # Fold is "unpatchify": a patch's values lie in the order (channel, row, column).
+        side = self.grid_size * self.patch_size
+        return F.fold(x.transpose(1, 2), (side, side), self.patch_size, stride=self.patch_size)
+
+
+class TextEmbeddings(nn.Module):
+    """Tokens with learned positions."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(B, T) → (B, T, D)."""
+        return self.token_embedding(input_ids) + self.position_embedding.weight[: input_ids.shape[1]]
+
+
+class TextEncoder(nn.Module):
+    """CLIP's causal text tower, pooled at the end-of-text token."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.eos_token_id = config.eos_token_id
+        self.embeddings = TextEmbeddings(config)
+        positions = torch.arange(config.max_position_embeddings, device="cpu").float()[:, None]
+        self.rope = Rotary(positions, config.head_dim) if config.rope else None
+        self.encoder = Blocks(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, T) ids, optional (B, T) mask with 1 for real tokens → (B, D) pooled."""
+        mask = None
+        if attention_mask is not None:
+            causal = torch.ones(input_ids.shape[1:] * 2, dtype=torch.bool, device=input_ids.device).tril()
+            # The diagonal stays visible, so that no row is empty (an empty row would give NaN).
+            mask = (causal & attention_mask.bool()[:, None]) | torch.eye(
+                len(causal), dtype=torch.bool, device=causal.device
+            )
+            mask = mask[:, None]
+        x = self.encoder(self.embeddings(input_ids), self.rope, mask, is_causal=mask is None)
+        x = self.final_layer_norm(x)
+        return x[torch.arange(len(x), device=x.device), self._end_positions(input_ids)]
+
+    def _end_positions(self, input_ids: Tensor) -> Tensor:
+        if self.eos_token_id == 2:  # CLIP's legacy config: the end token is the largest id
+            return input_ids.argmax(-1)
+        return (input_ids == self.eos_token_id).int().argmax(-1)
+
+
+class QLIP(nn.Module):
+    """The tokenizer.
+
+    On tensors: `encode` → `quantize` → `decode`, `encode_image`, `encode_text`, and `forward` for all at
+    once. On pictures: `tokenize`, `detokenize`, `classify`.
+
+    Attributes:
+        config: the model's configuration.
+        name: what the tokenizer is called in token files.
+        image_processor, text_tokenizer: None where the checkpoint has none; then what needs them says so.
+    """
+
+    def __init__(
+        self,
+        config: QLIPConfig,
+        *,
+        name: str = "unnamed",
+        image_processor: ImageProcessor | None = None,
+        text_tokenizer: TextTokenizer | None = None,
+    ):
+        """Build it with random weights (`qlip.load` reads trained ones)."""
+        super().__init__()
+        self.config = config
+        self.name = name
+        self.image_processor = image_processor
+        self.text_tokenizer = text_tokenizer
+        self.vision_model = VisionEncoder(config)
+        self.vision_decoder = Decoder(config.decoder)
+        self.text_model = TextEncoder(config.text)
+        dim = config.projection_dim
+        self.visual_projection = nn.Linear(config.vision.hidden_size, dim, bias=config.vision_projection_bias)
+        self.text_projection = nn.Linear(config.text.hidden_size, dim, bias=config.text_projection_bias)
+        self.logit_scale = nn.Parameter(torch.empty(()))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise at random: normal with 0.02, residual outputs scaled down by depth, as in EVA-02 and CLIP."""
+        factor = self.config.initializer_factor
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02 * factor)
+            if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+            if isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+        for tower in (self.vision_model, self.vision_decoder, self.text_model):
+            layers = tower.encoder.layers
+            for name, weight in layers.named_parameters():
+                if name.endswith(("out_proj.weight", "w3.weight", "fc2.weight")):
+                    nn.init.normal_(weight, std=0.02 * factor * (2 * len(layers)) ** -0.5)
+        nn.init.normal_(self.vision_model.embeddings.class_embedding, std=0.02 * factor)
+        nn.init.normal_(self.vision_decoder.position_embeddings, std=0.02 * factor)
+        nn.init.constant_(self.logit_scale, self.config.logit_scale_init_value)
+
+    # On tensors
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> QLIPOutput:
+        """Everything at once, sharing one pass of the vision encoder.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalised.
+            input_ids: (T, S) text token ids.
+            attention_mask: (T, S) with 1 for real tokens; optional, since the tower is causal and reads its
+                result off the end token.
+        """
+        output = QLIPOutput()
+        if pixel_values is not None:
+            hidden = self._vision_hidden(pixel_values)
+            output.image_embeds = self._project_image(hidden[:, 0])
+            output.features = hidden[:, 1:]
+            output.latents = self._latents(output.features)
+            output.codes = self.quantize(output.latents)
+            output.quantized_features = self._up(output.codes)
+            output.reconstructions = self.vision_decoder(output.quantized_features)
+        if input_ids is not None:
+            output.text_embeds = self.encode_text(input_ids, attention_mask)
+        if output.image_embeds is not None and output.text_embeds is not None:
+            output.logits_per_image = self.similarity(output.image_embeds, output.text_embeds)
+        return output
+
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised → latents (B, N, L), unit vectors."""
+        return self._latents(self._vision_hidden(pixel_values)[:, 1:])
+
+    def quantize(self, latents: Tensor) -> Tensor:
+        """Latents (B, N, L) → codes (B, N, L) of ±1/√L, straight-through."""
+        return quantize(latents)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes (B, N, L) → (B, 3, H, W) in normalised pixel space."""
+        return self.vision_decoder(self._up(codes))
+
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised → image_embeds (B, P), unit vectors."""
+        return self._project_image(self._vision_hidden(pixel_values)[:, 0])
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(T, S) ids → text_embeds (T, P), unit vectors."""
+        context = self.config.text.max_position_embeddings
+        if input_ids.shape[1] > context:
+            raise InputError(f"input_ids have {input_ids.shape[1]} tokens, the context holds {context}: truncate")
+        return to_sphere(self.text_projection(self.text_model(input_ids, attention_mask)))
+
+    def similarity(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+        """(B, P) and (T, P) unit vectors → logits_per_image (B, T), in float32 under autocast too."""
+        with torch.autocast(image_embeds.device.type, enabled=False):
+            return self.logit_scale.to(image_embeds.dtype).exp() * image_embeds @ text_embeds.T
+
+    def _vision_hidden(self, pixel_values: Tensor) -> Tensor:
+        vision = self.config.vision
+        expected = (vision.num_channels, vision.image_size, vision.image_size)
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
+            raise InputError(f"pixel_values are {tuple(pixel_values.shape)}, this model takes (B, *{expected})")
+        return self.vision_model(pixel_values.to(self.dtype))
+
+    def _latents(self, features: Tensor) -> Tensor:
+        return to_sphere(self.vision_model.quant_embed(features))
+
+    def _up(self, codes: Tensor) -> Tensor:
+        return self.vision_model.quant_embed_post(codes.to(self.dtype))
+
+    def _project_image(self, cls: Tensor) -> Tensor:
+        return to_sphere(self.visual_projection(self.vision_model.post_layernorm(cls)))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return self.logit_scale.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.logit_scale.device
+
+    # Codes and token ids
+
+    def codes_to_tokens(self, codes: Tensor) -> Tensor:
+        """Codes (B, N, L) → tokens (B, N) int64 in [0, 2^L)."""
+        return qlip.bits.codes_to_tokens(codes)
+
+    def tokens_to_codes(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, N) → codes (B, N, L) of ±1/√L, in the model's dtype."""
+        return qlip.bits.tokens_to_codes(tokens, self.config.num_bits, self.dtype)
+
+    def tokens_to_sub_tokens(self, tokens: Tensor, bits: int) -> Tensor:
+        """Tokens (B, N) → (B, N, L/bits) in [0, 2^bits), most significant first."""
+        return qlip.bits.tokens_to_sub_tokens(tokens, self.config.num_bits, bits)
+
+    def sub_tokens_to_tokens(self, sub_tokens: Tensor, bits: int) -> Tensor:
+        """Sub-tokens (B, N, L/bits) → tokens (B, N)."""
+        return qlip.bits.sub_tokens_to_tokens(sub_tokens, self.config.num_bits, bits)
+
+    # On pictures
+
+    @torch.inference_mode()
+    def tokenize(self, images: Any) -> Tensor:
+        """Turn pictures into tokens.
+
+        Args:
+            images: PIL images, paths, or tensors in [0,1] or uint8; one or many.
+
+        Returns:
+            (B, N) int64 in [0, 2^L), on the CPU.
+        """
+        batches = (self.encode(pixels) for pixels in self._pixel_batches(images))
+        return torch.cat([self.codes_to_tokens(self.quantize(latents)).cpu() for latents in batches])
+
+    @torch.inference_mode()
+    def detokenize(self, tokens: Tensor) -> Tensor:
+        """Rebuild pictures from tokens.
+
+        Args:
+            tokens: (B, N) integers, or (N,) for one picture.
+
+        Returns:
+            (B, 3, H, W) float32 in [0, 1], on the CPU.
+        """
+        processor = self._need_image_processor()
+        tokens = torch.as_tensor(tokens)
+        tokens = tokens[None] if tokens.ndim == 1 else tokens
+        if tokens.ndim != 2 or tokens.shape[1] != self.config.num_tokens:
+            raise InputError(f"tokens are {tuple(tokens.shape)}, this model takes (B, {self.config.num_tokens})")
+        codes = (self.tokens_to_codes(batch.to(self.device)) for batch in tokens.split(BATCH_SIZE))
+        return torch.cat([processor.denormalize(self.decode(c).float()).cpu() for c in codes])
+
+    @torch.inference_mode()
+    def classify(
+        self, images: Any, labels: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES
+    ) -> Tensor:
+        """Say which of some words fits each picture, without training for them.
+
+        Args:
+            images: PIL images, paths, or tensors in [0,1] or uint8; one or many.
+            labels: the words.
+            templates: sentences with `{}` where the word goes; their embeddings are averaged.
+
+        Returns:
+            (B, num_labels) float32 probabilities over the labels, on the CPU.
+        """
+        text = self.embed_labels(labels, templates)
+        embeds = (self.encode_image(pixels) for pixels in self._pixel_batches(images))
+        return torch.cat([self.similarity(image, text).softmax(-1).cpu() for image in embeds])
+
+    @torch.inference_mode()
+    def embed_labels(self, labels: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES) -> Tensor:
+        """Embed words through templates, as CLIP does: mean of unit vectors, normalised again.
+
+        Returns:
+            (num_labels, P) unit vectors.
+        """
+        if isinstance(labels, str):
+            raise InputError(f"labels is one string, {labels!r}: pass a list of words")
+        if not labels or not templates:
+            raise InputError("labels and templates must each hold at least one string")
+        if missing := [t for t in templates if "{}" not in t]:
+            raise InputError(f"template {missing[0]!r} has no {{}}: put it where the word goes")
+        tokenizer = self._need_text_tokenizer()
+        texts = (template.replace("{}", label) for label in labels for template in templates)
+        embeds = [self.encode_text(tokenizer(b)[0].to(self.device)) for b in _batched(texts, BATCH_SIZE)]
+        return to_sphere(torch.cat(embeds).unflatten(0, (len(labels), -1)).mean(1))
+
+    def _pixel_batches(self, images: Any) -> Iterator[Tensor]:
+        processor = self._need_image_processor()
+        images = as_images(images)
+        if len(images) == 0:
+            raise InputError("images is empty: pass at least one picture")
+        for batch in _batched(images, BATCH_SIZE):
+            yield processor(batch).to(self.device)
+
+    def _need_image_processor(self) -> ImageProcessor:
+        if self.image_processor is None:
+            raise InputError(
+                f"{self.name} has no preprocessor_config.json, so it does not know how to prepare pictures: "
+                "set model.image_processor, or pass pixel_values to encode()"
+            )
+        return self.image_processor
+
+    def _need_text_tokenizer(self) -> TextTokenizer:
+        if self.text_tokenizer is None:
+            raise InputError(
+                f"{self.name} has no text vocabulary (tokenizer.json, or vocab.json and merges.txt), so it cannot "
+                "read words: put CLIP's into the folder, or pass input_ids to encode_text()"
+            )
+        return self.text_tokenizer
+
+    def id_hash(self) -> str:
+        """Name of the token ids: a hash of what makes them, the encoder and the down MLP.
+
+        Decoders and up MLPs may improve under the same ids; any other change gives another name.
+
+        Returns:
+            16 hexadecimal digits.
+        """
+        makers = {
+            name: p
+            for name, p in self.vision_model.named_parameters()
+            if name.startswith(("embeddings.", "encoder.", "quant_embed."))
+        }
+        settings = json.dumps([asdict(self.config.vision), self.config.num_bits], sort_keys=True)
+        digest = hashlib.sha256(settings.encode())
+        for name, parameter in sorted(makers.items()):
+            digest.update(name.encode())
+            digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def _batched(items: Iterable, size: int) -> Iterator[list]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

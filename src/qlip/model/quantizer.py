@@ -1,0 +1,99 @@
+"""Binary spherical quantization (BSQ): latents on the unit sphere, codes at the corners of a cube in it.
+
+A latent u of L dimensions is rounded to û = sign(u)/√L, one of 2^L codes that need no table. Gradients
+pass straight through. Two entropies train it: low per token (confident), high over the batch (all codes
+used). PAPER section 1, "The exact statements"; Zhao et al. 2024 (arXiv 2406.07548).
+"""
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from qlip.bits import pack
+from qlip.model.config import QuantizerConfig
+from qlip.model.layers import activation
+
+
+def quantize(latents: Tensor) -> Tensor:
+    """Round latents to codes, straight-through.
+
+    Args:
+        latents: (..., L) unit vectors.
+
+    Returns:
+        (..., L) of ±1/√L, zero counting as negative; the gradient is that of `latents`.
+    """
+    scale = latents.shape[-1] ** -0.5
+    codes = torch.where(latents > 0, scale, -scale).to(latents.dtype)
+    return latents + (codes - latents).detach() if latents.requires_grad else codes
+
+
+def group_tokens(codes: Tensor, group_size: int) -> Tensor:
+    """(..., L) codes → (..., L/group_size) int64, the id of each group of bits."""
+    return pack(codes.unflatten(-1, (-1, group_size)) > 0)
+
+
+def entropies(latents: Tensor, group_size: int = 1, inv_temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Entropies of the soft assignment of latents to codes, in nats, in float32.
+
+    The L dimensions are split into L/h groups; within one, the probability of each of the 2^h sign
+    patterns c is softmax((2τ/√L)·⟨u_g, c⟩). With h = 1 this is σ(4τu/√L) a bit, the factorised form.
+    Memory is O(tokens · L/h · 2^h).
+
+    Args:
+        latents: (..., L) unit vectors.
+        group_size: h; divides L.
+        inv_temperature: τ.
+
+    Returns:
+        per-sample entropy: mean over tokens of the sum over groups, in [0, L·ln 2];
+        codebook entropy: of the mean probabilities over all tokens, summed over groups, in [0, L·ln 2].
+    """
+    num_bits = latents.shape[-1]
+    with torch.autocast(latents.device.type, enabled=False):
+        u = latents.float().reshape(-1, num_bits // group_size, group_size)
+        patterns = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=group_size)), device=u.device)
+        p = torch.softmax(2 * inv_temperature * num_bits**-0.5 * (u @ patterns.T), dim=-1)
+        per_sample = _entropy(p).sum(-1).mean()
+        codebook = _entropy(p.mean(0)).sum()
+    return per_sample, codebook
+
+
+def quantizer_loss(latents: Tensor, config: QuantizerConfig) -> Tensor:
+    """The BSQ loss: β·commitment in code space + (γ0·per-sample − γ1·codebook entropy)/τ.
+
+    Args:
+        latents: (B, N, L) unit vectors.
+        config: gives β, γ0, γ1, τ, the group size and the form of the entropies.
+
+    Returns:
+        () float32.
+    """
+    group_size = config.group_size if config.persample_entropy_compute == "group" else 1
+    per_sample, codebook = entropies(latents, group_size, config.inv_temperature)
+    loss = (config.gamma_0 * per_sample - config.gamma_1 * codebook) / config.inv_temperature
+    if config.beta:
+        codes = quantize(latents.detach()).float()
+        loss = loss + config.beta * (codes - latents.float()).square().sum(-1).mean()
+    return loss
+
+
+def _entropy(p: Tensor) -> Tensor:
+    """(..., K) probabilities → (...) nats."""
+    p = p + 1e-8
+    return -(p * p.log()).sum(-1)
+
+
+class QuantizerMLP(nn.Module):
+    """Linear–GELU–Linear, on either side of the quantizer."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, hidden_act: str):
+        super().__init__()
+        self.hidden_act = hidden_act
+        self.c_fc = nn.Linear(in_dim, hidden_dim)
+        self.c_proj = nn.Linear(hidden_dim, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_dim) → (..., out_dim)."""
+        return self.c_proj(activation(self.c_fc(x), self.hidden_act))
