@@ -271,7 +271,9 @@ def _check(config: QLIPConfig) -> None:
 ACTIVATIONS = ("gelu", "quick_gelu", "gelu_pytorch_tanh", "relu", "silu")
 
 
-def _eva02(width: int, heads: int, layers: int, mlp: int, image_size: int, patch_size: int) -> ImageTowerConfig:
+def _eva02(
+    width: int, heads: int, layers: int, mlp: int, image_size: int, patch_size: int
+) -> ImageTowerConfig:
     """An EVA-02 tower: rotary, SwiGLU, sub-LN, no bias on k, eps 1e-6."""
     return ImageTowerConfig(
         hidden_size=width,
@@ -319,6 +321,8 @@ PRESETS: dict[str, QLIPConfig] = {
             eos_token_id=4095,
             pad_token_id=4095,
         ),
+        # At τ = 1 the entropies are almost flat: too weak to keep small training runs from collapsing.
+        quantizer=QuantizerConfig(inv_temperature=10.0),
         projection_dim=256,
     ),
 }

@@ -55,13 +55,28 @@ class Rotary(nn.Module):
         plain, x = x[..., :num_plain, :], x[..., num_plain:, :]
         x0, x1 = x.unflatten(-1, (-1, 2)).unbind(-1)
         turned = torch.stack((-x1, x0), dim=-1).flatten(-2)
-        return torch.cat((plain, (x * self.cos + turned * self.sin).to(x.dtype)), dim=-2)
+        x = (x * self.cos + turned * self.sin).to(x.dtype)
+        return torch.cat((plain, x), dim=-2) if num_plain else x
 
 
 def grid_rotary(config: TowerConfig, grid_size: int) -> Rotary:
     """Rotary over a square grid of patches, row-major; a side spans 16 units whatever its length."""
     side = torch.arange(grid_size, device="cpu").float() / grid_size * 16
     return Rotary(torch.cartesian_prod(side, side), config.head_dim)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """(B, heads, T, head_dim) queries, keys and values → the same shape, in the values' dtype.
+
+    On a CPU it runs in float32: there half precision takes more than twice as long in the backward pass.
+    """
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
+    with torch.autocast("cpu", enabled=False):
+        x = F.scaled_dot_product_attention(
+            q.float(), k.float(), v.float(), attn_mask=mask, is_causal=is_causal
+        )
+    return x.to(v.dtype)
 
 
 class Attention(nn.Module):
@@ -85,7 +100,7 @@ class Attention(nn.Module):
         )
         if rotary is not None:
             q, k = rotary(q), rotary(k)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
+        x = attend(q, k, v, mask, is_causal)
         return self.out_proj(self.inner_attn_ln(x.transpose(1, 2).flatten(2)))
 
 

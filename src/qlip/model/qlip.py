@@ -197,20 +197,22 @@ class QLIP(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise at random: normal with 0.02, residual outputs scaled down by depth, as in EVA-02 and CLIP."""
+        """Initialise at random, as CLIP does: matrices by their fan-in, what ends a residual branch by depth too."""
         factor = self.config.initializer_factor
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.normal_(module.weight, std=factor * module.weight[0].numel() ** -0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02 * factor)
-            if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-            if isinstance(module, nn.LayerNorm):
+            elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
         for tower in (self.vision_model, self.vision_decoder, self.text_model):
             layers = tower.encoder.layers
             for name, weight in layers.named_parameters():
                 if name.endswith(("out_proj.weight", "w3.weight", "fc2.weight")):
-                    nn.init.normal_(weight, std=0.02 * factor * (2 * len(layers)) ** -0.5)
+                    weight.data.mul_((2 * len(layers)) ** -0.5)
         nn.init.normal_(self.vision_model.embeddings.class_embedding, std=0.02 * factor)
         nn.init.normal_(self.vision_decoder.position_embeddings, std=0.02 * factor)
         nn.init.constant_(self.logit_scale, self.config.logit_scale_init_value)
@@ -266,7 +268,9 @@ class QLIP(nn.Module):
         """(T, S) ids → text_embeds (T, P), unit vectors."""
         context = self.config.text.max_position_embeddings
         if input_ids.shape[1] > context:
-            raise InputError(f"input_ids have {input_ids.shape[1]} tokens, the context holds {context}: truncate")
+            raise InputError(
+                f"input_ids have {input_ids.shape[1]} tokens, the context holds {context}: truncate"
+            )
         return to_sphere(self.text_projection(self.text_model(input_ids, attention_mask)))
 
     def similarity(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
@@ -278,7 +282,9 @@ class QLIP(nn.Module):
         vision = self.config.vision
         expected = (vision.num_channels, vision.image_size, vision.image_size)
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
-            raise InputError(f"pixel_values are {tuple(pixel_values.shape)}, this model takes (B, *{expected})")
+            raise InputError(
+                f"pixel_values are {tuple(pixel_values.shape)}, this model takes (B, *{expected})"
+            )
         return self.vision_model(pixel_values.to(self.dtype))
 
     def _latents(self, features: Tensor) -> Tensor:
@@ -347,7 +353,9 @@ class QLIP(nn.Module):
         tokens = torch.as_tensor(tokens)
         tokens = tokens[None] if tokens.ndim == 1 else tokens
         if tokens.ndim != 2 or tokens.shape[1] != self.config.num_tokens:
-            raise InputError(f"tokens are {tuple(tokens.shape)}, this model takes (B, {self.config.num_tokens})")
+            raise InputError(
+                f"tokens are {tuple(tokens.shape)}, this model takes (B, {self.config.num_tokens})"
+            )
         codes = (self.tokens_to_codes(batch.to(self.device)) for batch in tokens.split(BATCH_SIZE))
         return torch.cat([processor.denormalize(self.decode(c).float()).cpu() for c in codes])
 

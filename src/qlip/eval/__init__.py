@@ -1,0 +1,1 @@
+"""Metrics and protocols: from a model and samples to named numbers."""

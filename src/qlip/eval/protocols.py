@@ -1,0 +1,81 @@
+"""Evaluation protocols: from a model and samples to named numbers."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from qlip.eval.metrics import psnr, ssim, stack_uint8, to_uint8
+from qlip.model.qlip import QLIP
+
+BATCH_SIZE = 250
+
+
+def reconstruction(model: QLIP, samples: Sequence[dict]) -> dict[str, float]:
+    """Tokenize, rebuild and compare, at the model's size (resize of the short side, centre crop).
+
+    Args:
+        model: with an image processor.
+        samples: dicts with `image`, encoded bytes.
+
+    Returns:
+        psnr (dB) and ssim, each the mean over pictures; bit_entropy, the sum of each bit's own entropy over
+        all tokens, in [0, L]; distinct_tokens, the share of tokens that occur once only among all.
+    """
+    scores: dict[str, list[torch.Tensor]] = {"psnr": [], "ssim": []}
+    tokens = []
+    for batch in _batches(samples):
+        pictures = [model.image_processor.preprocess(sample["image"]) for sample in batch]
+        tokens.append(model.tokenize(pictures))
+        rebuilt, original = to_uint8(model.detokenize(tokens[-1])), stack_uint8(pictures)
+        scores["psnr"].append(psnr(rebuilt, original))
+        scores["ssim"].append(ssim(rebuilt, original))
+    return {name: float(torch.cat(values).mean()) for name, values in scores.items()} | code_use(
+        torch.cat(tokens), model.config.num_bits
+    )
+
+
+def code_use(tokens: torch.Tensor, num_bits: int) -> dict[str, float]:
+    """How much of the code is used.
+
+    Args:
+        tokens: (B, N) int64.
+        num_bits: L.
+
+    Returns:
+        bit_entropy: the sum of each bit's own entropy over all tokens, in [0, L] bits; distinct_tokens: how
+        many different ids there are, as a share of all tokens.
+    """
+    share = torch.stack([(tokens >> i & 1).double().mean() for i in range(num_bits)])
+    entropy = torch.special.entr(torch.stack((share, 1 - share))).sum() / math.log(2)
+    return {"bit_entropy": float(entropy), "distinct_tokens": tokens.unique().numel() / tokens.numel()}
+
+
+def zero_shot(
+    model: QLIP, samples: Sequence[dict], names: Sequence[str], templates: Sequence[str]
+) -> dict[str, float]:
+    """Classify with words: each class is the mean embedding of its name in every template.
+
+    Args:
+        model: with image processor and text tokenizer.
+        samples: dicts with `image`, encoded bytes, and `label`, an index into `names`.
+        names: one name a class.
+        templates: sentences with `{}`.
+
+    Returns:
+        top1 and top5, shares in [0, 1].
+    """
+    text = model.embed_labels(names, templates)
+    hits = {1: 0, 5: 0}
+    for batch in _batches(samples):
+        pixel_values = model.image_processor([sample["image"] for sample in batch]).to(model.device)
+        best = model.similarity(model.encode_image(pixel_values), text).topk(5).indices.cpu()
+        correct = best == torch.tensor([sample["label"] for sample in batch])[:, None]
+        for k in hits:
+            hits[k] += int(correct[:, :k].any(1).sum())
+    return {f"top{k}": count / len(samples) for k, count in hits.items()}
+
+
+def _batches(samples: Sequence[dict]):
+    for start in range(0, len(samples), BATCH_SIZE):
+        yield samples[start : start + BATCH_SIZE]

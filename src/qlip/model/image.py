@@ -1,0 +1,400 @@
+"""Pictures in, `pixel_values` out: reading any image, and CLIP's resize, centre crop and normalisation.
+
+A picture goes `read_image` → `ImageProcessor.preprocess` (8 bits, the crop) → `ImageProcessor.normalize`;
+calling the processor does all three. `ImageProcessor.denormalize` is the way back.
+"""
+
+import io
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image
+from torch import Tensor
+
+from qlip.errors import InputError
+
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+# Formats that have a signature and that PIL decodes itself: EPS would start another program.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "QOI")
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def as_images(images: Any) -> list[ImageSource]:
+    """Tell one picture from many, reading none of them.
+
+    Args:
+        images: a list or tuple, or a 4-D tensor or array, is many; anything else is one.
+
+    Returns:
+        The sources, each to be handed to `read_image`.
+    """
+    if isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4):
+        return list(images)
+    return [images]
+
+
+def read_image(source: ImageSource) -> Image.Image:
+    """Read one picture as RGB with 8 bits a channel.
+
+    It is turned upright as its EXIF orientation says, transparency is laid over white, and of an animation
+    the first frame is taken. Grey of 16 bits (I;16, I) is scaled to 8, not clipped. Mode I whose values all
+    fit 8 bits, and F whose values pass 1 and fit 8 bits, are taken as they stand, as PIL itself makes them.
+
+    Args:
+        source: a path; an encoded file's bytes; a PIL image; or a tensor or array, uint8 or floating in
+            [0, 1], of shape (C, H, W), else (H, W, C), with C of 1, 3 or 4, or (H, W). Floats are rounded
+            to 8 bits, so that a tensor reads the same as the PNG saved from it.
+
+    Returns:
+        A new PIL image of mode RGB.
+
+    Raises:
+        InputError: the source is missing, empty, damaged, not an image, larger than
+            `PIL.Image.MAX_IMAGE_PIXELS`, or its values are out of range.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        name = repr(os.fspath(source))  # escaped: one line, whatever the name holds
+        try:
+            file = open(source, "rb")  # noqa: SIM115
+        except (OSError, ValueError) as error:
+            raise InputError(f"{name} cannot be opened ({_reason(error)}): check the path") from error
+        with file:
+            return _decode(file, name)
+    if isinstance(source, bytes):
+        return _decode(io.BytesIO(source), f"the image of {len(source)} bytes")
+    if isinstance(source, Image.Image):
+        name = getattr(source, "filename", "")
+        return _to_rgb(source, repr(name) if name else "the PIL image")
+    if isinstance(source, (np.ndarray, Tensor)):
+        return _to_rgb(_from_array(source), "the array")
+    raise InputError(
+        f"{type(source).__name__} is not an image: pass a path, bytes, a PIL image, an array or a tensor"
+    )
+
+
+def _decode(file: BinaryIO, name: str) -> Image.Image:
+    if not file.read(1):
+        raise InputError(f"{name} is empty: replace it or leave it out")
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except Exception as error:  # PIL's decoders raise almost anything on a damaged file
+        raise _unreadable(name, error) from error
+    limit = Image.MAX_IMAGE_PIXELS  # from here to twice as much PIL only warns
+    if limit is not None and image.width * image.height > limit:
+        raise InputError(
+            f"{name} has {image.width}x{image.height} pixels, over the limit of {limit}: "
+            "shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        )
+    return _to_rgb(image, name)
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    try:
+        image.load()
+        if 0 in image.size:
+            raise InputError("it has no pixels")
+        image = _upright(image)
+        if image.mode == "F" or image.mode.startswith("I"):
+            image = _to_8_bits(image)
+        if image.has_transparency_data:
+            image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+    except Exception as error:
+        raise _unreadable(name, error) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Not ImageOps.exif_transpose: it also rewrites the other tags, and fails on those it cannot write.
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # an unreadable EXIF block says nothing; the picture beside it is good
+        return image
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    whites = {"F": (1, 255), "I": (255, 65535)}.get(image.mode, (65535,))
+    low, high = values.min(), values.max()
+    for white in whites:
+        if low >= 0 and high <= white:
+            return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
+    raise InputError(f"its values range over [{low}, {high}], scale them to [0, {whites[-1]}]")
+
+
+def _from_array(array: np.ndarray | Tensor) -> Image.Image:
+    if isinstance(array, Tensor):
+        array = array.detach().cpu()
+        array = (array.float() if array.is_floating_point() else array).numpy()  # NumPy has no bfloat16
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise InputError(f"an image of {array.dtype} has no known range: pass uint8, or floats in [0, 1]")
+    pixels = array[None] if array.ndim == 2 else array
+    if pixels.ndim != 3 or not pixels.size or not {pixels.shape[0], pixels.shape[-1]} & {1, 3, 4}:
+        raise InputError(f"an array of shape {array.shape} is not one image: pass (3, H, W)")
+    if pixels.shape[0] in (1, 3, 4):
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.dtype.kind == "f":
+        pixels = _quantize(pixels)
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def _quantize(pixels: np.ndarray) -> np.ndarray:
+    pixels = pixels.astype(np.float32)
+    low, high = pixels.min(), pixels.max()
+    if not (low >= -0.5 / 255 and high <= 255.5 / 255):  # farther out than rounding reaches, or NaN
+        raise InputError(
+            f"the image's floats range over [{low:.4g}, {high:.4g}], not [0, 1]: "
+            "divide by 255, or denormalize pixel_values first"
+        )
+    return np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+
+
+def _unreadable(name: str, error: Exception) -> InputError:
+    return InputError(f"{name} cannot be read as an image ({_reason(error)}): replace it or leave it out")
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, on one line, without the file's name."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"damaged, or not one of {', '.join(FORMATS)}"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """CLIP's preprocessing: resize the short side, crop the centre, normalise.
+
+    It gives the 8-bit pixels that `transformers`' CLIPImageProcessorPil gives. Of a picture whose resized
+    long side would pass 64 crops, only what the crop needs is resized: the same but for rounding.
+
+    Attributes:
+        resize: the short side after resizing, in pixels.
+        crop: the side of the square that is cut from the centre, in pixels; what lies outside the resized
+            picture is black.
+        resample: a `PIL.Image.Resampling`; bicubic by default.
+        mean: per channel, of values in [0, 1].
+        std: per channel, of values in [0, 1].
+
+    Raises:
+        InputError: a field is out of range.
+    """
+
+    resize: int
+    crop: int
+    resample: int = Image.Resampling.BICUBIC
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    def __post_init__(self) -> None:
+        for field in ("resize", "crop"):
+            if not _is_int(getattr(self, field)) or getattr(self, field) < 1:
+                raise InputError(f"{field}={getattr(self, field)!r}: use a number of pixels, at least 1")
+        if not _is_int(self.resample) or self.resample not in list(Image.Resampling):
+            raise InputError(f"resample={self.resample!r}: use a PIL.Image.Resampling, such as 3 for bicubic")
+        for field in ("mean", "std"):
+            value = getattr(self, field)
+            if not _is_rgb(value) or (field == "std" and min(value) <= 0):
+                raise InputError(f"{field}={value!r}: use three finite numbers, above 0 for std")
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> "ImageProcessor":
+        """Read the fields of a CLIP `preprocessor_config.json`; an absent one has CLIP's default.
+
+        Raises:
+            InputError: a field is malformed, or asks for another kind of preprocessing.
+        """
+        config = {key: value for key, value in config.items() if value is not None}
+        for flag in ("do_resize", "do_center_crop", "do_rescale"):
+            if not config.get(flag, True):
+                raise InputError(
+                    f"{flag}=false: the model takes pictures of one size and range, set it to true"
+                )
+        factor = config.get("rescale_factor", 1 / 255)
+        if not isinstance(factor, float) or not math.isclose(factor, 1 / 255, rel_tol=1e-3):
+            raise InputError(f"rescale_factor={factor!r}: use 1/255, pictures have 8 bits")
+        normalized = config.get("do_normalize", True)
+        return cls(
+            resize=_one_side(config.get("size", 224), "size", ("shortest_edge",)),
+            crop=_one_side(config.get("crop_size", 224), "crop_size", ("height", "width")),
+            resample=config.get("resample", Image.Resampling.BICUBIC),
+            mean=_as_tuple(config.get("image_mean", CLIP_MEAN)) if normalized else (0.0, 0.0, 0.0),
+            std=_as_tuple(config.get("image_std", CLIP_STD)) if normalized else (1.0, 1.0, 1.0),
+        )
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> "ImageProcessor":
+        """Read a `preprocessor_config.json`.
+
+        Raises:
+            InputError: the file is missing or malformed; names the file and the field.
+        """
+        try:
+            config = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(config, dict):
+                raise InputError("it holds no JSON object")
+            return cls.from_dict(config)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{os.fspath(path)!r} is not a usable image processor: {_reason(error)}"
+            ) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of a CLIP `preprocessor_config.json`: the inverse of `from_dict`."""
+        return {
+            "image_processor_type": "CLIPImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": {"shortest_edge": self.resize},
+            "resample": int(self.resample),
+            "do_center_crop": True,
+            "crop_size": {"height": self.crop, "width": self.crop},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write `preprocessor_config.json` into `folder`, which is made if need be."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=2) + "\n"
+        (Path(folder) / "preprocessor_config.json").write_text(text, encoding="utf-8")
+
+    def __call__(self, images: Any) -> Tensor:
+        """Turn pictures into what the model takes.
+
+        Args:
+            images: one or many, in any form that `read_image` and `as_images` take.
+
+        Returns:
+            pixel_values (B, 3, crop, crop) float32, normalised.
+
+        Raises:
+            InputError: an image cannot be read.
+        """
+        pixels = [self.normalize(self.preprocess(image)) for image in as_images(images)]
+        return torch.stack(pixels) if pixels else torch.empty(0, 3, self.crop, self.crop)
+
+    def preprocess(self, image: ImageSource) -> Image.Image:
+        """Read, resize and crop one picture.
+
+        Returns:
+            8-bit RGB of crop x crop pixels: what the model sees, to compare its reconstruction with.
+
+        Raises:
+            InputError: the image cannot be read.
+        """
+        image = read_image(image)
+        short = min(image.size)
+        width, height = (int(self.resize * side / short) for side in image.size)
+        left, top = (width - self.crop) // 2, (height - self.crop) // 2
+        part = (left, top, left + self.crop, top + self.crop)
+        if max(width, height) > 64 * self.crop:  # 1x30,000 pixels would become 256x7,680,000
+            return _resize_part(image, (width, height), part, self.resample)
+        return image.resize((width, height), self.resample).crop(part)
+
+    def normalize(self, image: Image.Image | np.ndarray) -> Tensor:
+        """Take the mean off and divide by the standard deviation.
+
+        Args:
+            image: RGB, or an array (H, W, 3) of uint8.
+
+        Returns:
+            (3, H, W) float32.
+
+        Raises:
+            InputError: it is not 8-bit RGB.
+        """
+        pixels = torch.from_numpy(np.array(image))
+        if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
+            raise InputError(
+                f"normalize takes (H, W, 3) of uint8, not {tuple(pixels.shape)} of {pixels.dtype}: "
+                "use read_image or preprocess first"
+            )
+        mean, std = self._statistics(pixels.device)
+        return (pixels.permute(2, 0, 1).contiguous().float() / 255 - mean) / std
+
+    def denormalize(self, pixel_values: Tensor) -> Tensor:
+        """Undo `normalize`.
+
+        Args:
+            pixel_values: (..., 3, H, W), normalised.
+
+        Returns:
+            The same shape in [0, 1], clamped; float32, or float64 if that is given.
+        """
+        mean, std = self._statistics(pixel_values.device)
+        return (pixel_values * std + mean).clamp(0, 1)
+
+    def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        mean, std = torch.tensor([self.mean, self.std], dtype=torch.float32, device=device)[..., None, None]
+        return mean, std
+
+
+def _resize_part(
+    image: Image.Image, size: tuple[int, int], part: tuple[int, int, int, int], resample: int
+) -> Image.Image:
+    """`image.resize(size, resample).crop(part)`, without making what lies outside `part`."""
+    scale_x, scale_y = image.width / size[0], image.height / size[1]
+    x0, y0, x1, y1 = max(part[0], 0), max(part[1], 0), min(part[2], size[0]), min(part[3], size[1])
+    # Cut whole source pixels first, with what the filters reach (Lanczos: 3): PIL's box is only float32.
+    margin_x, margin_y = 3 * math.ceil(scale_x) + 1, 3 * math.ceil(scale_y) + 1
+    left, top = max(int(x0 * scale_x) - margin_x, 0), max(int(y0 * scale_y) - margin_y, 0)
+    right = min(math.ceil(x1 * scale_x) + margin_x, image.width)
+    bottom = min(math.ceil(y1 * scale_y) + margin_y, image.height)
+    image = image.crop((left, top, right, bottom))
+    # Rows, then columns: each pass rounds to 8 bits, so their order shows.
+    box_x = (x0 * scale_x - left, 0, x1 * scale_x - left, image.height)
+    image = image.resize((x1 - x0, image.height), resample, box_x)
+    box_y = (0, y0 * scale_y - top, image.width, y1 * scale_y - top)
+    image = image.resize((image.width, y1 - y0), resample, box_y)
+    return image.crop((part[0] - x0, part[1] - y0, part[2] - x0, part[3] - y0))
+
+
+def _one_side(value: Any, field: str, keys: tuple[str, ...]) -> int:
+    """A config's size: a number, or a dict in which all of `keys`, and no others, have that number."""
+    side = value
+    if isinstance(value, dict):
+        given = {key: number for key, number in value.items() if number is not None}
+        side = given.get(keys[0]) if given == dict.fromkeys(keys, given.get(keys[0])) else None
+    if not _is_int(side):
+        raise InputError(f"{field}={value!r}: use {json.dumps(dict.fromkeys(keys, 256))}")
+    return side
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_rgb(value: Any) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) == 3
+        and all(isinstance(number, (int, float)) and math.isfinite(number) for number in value)
+    )

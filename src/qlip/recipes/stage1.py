@@ -1,0 +1,192 @@
+"""From a recipe to a trained tokenizer: data, words, model, task, evaluators, and `fit`."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qlip.data.augment import random_resized_crop
+from qlip.data.loader import TrainingSet, batches
+from qlip.data.parquet import Captioner, ParquetSamples, read_class_names
+from qlip.errors import InputError
+from qlip.eval.protocols import reconstruction, zero_shot
+from qlip.model.config import PRESETS, QLIPConfig
+from qlip.model.image import ImageProcessor, read_image
+from qlip.model.qlip import QLIP
+from qlip.model.text import TextTokenizer
+from qlip.train.fit import FitConfig, fit
+from qlip.train.stage1 import Stage1, Stage1Config
+
+TEMPLATES = (
+    "a photo of a {}.",
+    "a picture of a {}.",
+    "a close-up photo of a {}.",
+    "a blurry photo of a {}.",
+    "a small photo of the {}.",
+    "this is a {}.",
+    "{}",
+)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where samples come from.
+
+    Attributes:
+        train: Parquet files, or folders of them, with `image` and `label` or `caption`.
+        val: the same, held out; may be empty.
+        max_val: samples of `val`, evenly spread over it, that evaluations during training look at.
+        classes: JSON file of class names, if samples have labels.
+        templates: sentences with `{}` that turn a name into a caption.
+        crop_scale: range of the random crop's area, as a share of the picture's.
+        num_workers: processes that decode; 0 decodes in the training process.
+    """
+
+    train: tuple[Path, ...] = ()
+    val: tuple[Path, ...] = ()
+    max_val: int = 1000
+    classes: Path | None = None
+    templates: tuple[str, ...] = TEMPLATES
+    crop_scale: tuple[float, float] = (0.6, 1.0)
+    num_workers: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that makes a run.
+
+    Attributes:
+        model: the tokenizer to train; its text vocabulary size is an upper bound where one is trained.
+        data: where samples come from.
+        task: loss weights and optimizer.
+        fit: how long and how often.
+        batch_size: samples an optimizer step.
+        seed: of the weights, the data order and the augmentation.
+        device: "cpu", "cuda", …
+        compile: compile the model; pays after a minute or so.
+    """
+
+    model: QLIPConfig = field(default_factory=lambda: PRESETS["tiny"])
+    data: DataConfig = field(default_factory=DataConfig)
+    task: Stage1Config = field(default_factory=Stage1Config)
+    fit: FitConfig = field(default_factory=FitConfig)
+    batch_size: int = 128
+    seed: int = 0
+    device: str = "cpu"
+    compile: bool = False
+
+    def __post_init__(self):
+        if self.batch_size < 2:
+            raise InputError(f"batch_size is {self.batch_size}: contrast needs at least 2 samples")
+
+
+def run(recipe: Recipe, out: Path, resume: bool = False) -> QLIP:
+    """Train a tokenizer and leave everything in one folder.
+
+    Args:
+        recipe: what to do.
+        out: folder for `recipe.json`, the vocabulary, `log.jsonl`, `checkpoints/`, pictures and, at the end,
+            `model/`, a checkpoint that `qlip.load` reads.
+        resume: go on where an interrupted run stopped.
+
+    Returns:
+        The trained model.
+
+    Raises:
+        InputError: the recipe cannot be run: missing data, no class names, a folder that holds another run.
+    """
+    train = ParquetSamples(recipe.data.train)
+    val = _some(ParquetSamples(recipe.data.val), recipe.data.max_val) if recipe.data.val else []
+    names = read_class_names(recipe.data.classes) if recipe.data.classes else []
+    captioner = Captioner(names, recipe.data.templates)
+    model = build_model(recipe, train, captioner)
+    processor, vocabulary = model.image_processor, model.text_tokenizer
+
+    def transform(image: bytes, rng: np.random.Generator) -> torch.Tensor:
+        crop = random_resized_crop(read_image(image), processor.crop, rng, recipe.data.crop_scale)
+        return processor.normalize(crop)
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "recipe.json").write_text(json.dumps(describe(recipe), indent=2) + "\n", encoding="utf-8")
+    dataset = TrainingSet(train, transform, captioner, recipe.seed)
+    evaluators = []
+    if val:
+        evaluators.append(partial(reconstruction, model, val))
+        if names and "label" in val[0]:
+            evaluators.append(partial(zero_shot, model, val, [n[0] for n in names], recipe.data.templates))
+    task = Stage1(model, recipe.task, torch.tensor(processor.std))
+    if recipe.compile:
+        model.compile()
+    fit(task, partial(_batches, dataset, recipe, vocabulary), recipe.fit, out, evaluators, resume)
+    return model
+
+
+def build_model(recipe: Recipe, train: ParquetSamples, captioner: Captioner) -> QLIP:
+    """A model with random weights, its image processor, and a vocabulary learnt from the captions."""
+    size = recipe.model.vision.image_size
+    text = recipe.model.text
+    vocabulary = TextTokenizer.train(
+        _captions(train, captioner), text.vocab_size, text.max_position_embeddings
+    )
+    text = replace(
+        text,
+        vocab_size=vocabulary.vocab_size,
+        bos_token_id=vocabulary.bos_token_id,
+        eos_token_id=vocabulary.eos_token_id,
+        pad_token_id=vocabulary.pad_token_id,
+    )
+    torch.manual_seed(recipe.seed)
+    model = QLIP(
+        replace(recipe.model, text=text),
+        image_processor=ImageProcessor(resize=size, crop=size),
+        text_tokenizer=vocabulary,
+    )
+    return model.to(recipe.device)
+
+
+def _captions(train: ParquetSamples, captioner: Captioner) -> Iterator[str]:
+    """All that a captioner can say, or all captions of the samples."""
+    if not train.has_labels:
+        yield from (sample["caption"] for sample in train if "caption" in sample)
+    for names in captioner.names:
+        yield from (t.replace("{}", name) for name in names for t in captioner.templates)
+
+
+def _batches(dataset: TrainingSet, recipe: Recipe, tokenize: TextTokenizer, start_step: int):
+    return batches(dataset, tokenize, recipe.batch_size, start_step, recipe.data.num_workers)
+
+
+def _some(samples: ParquetSamples, count: int) -> list[dict]:
+    """At most `count` samples, evenly spread."""
+    return [samples[i * len(samples) // count] for i in range(count)] if count < len(samples) else samples[:]
+
+
+def describe(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as JSON, with what it runs on: hardware, versions, commit."""
+    plain = json.loads(json.dumps(asdict(recipe), default=str)) | {"model": recipe.model.to_dict()}
+    return plain | {"environment": environment(recipe.device)}
+
+
+def environment(device: str) -> dict[str, str]:
+    """Hardware, versions and commit, for whatever reports numbers."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
+    ).stdout.strip()
+    hardware = torch.cuda.get_device_name() if device.startswith("cuda") else f"{os.cpu_count()} CPU cores"
+    return {
+        "hardware": hardware,
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "open-qlip": version("open-qlip"),
+        "commit": commit or "unknown",
+    }

@@ -1,0 +1,1 @@
+"""fit() and what it needs: losses, tasks, checkpoints, the log."""

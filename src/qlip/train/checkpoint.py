@@ -1,0 +1,78 @@
+"""Checkpoints of a run: the model, the optimizer's state and the step, as safetensors, written atomically."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from qlip.errors import InputError
+
+if TYPE_CHECKING:
+    from qlip.train.fit import Task
+
+
+def save_checkpoint(out: Path, task: "Task", step: int, keep: int) -> Path:
+    """Write `out/checkpoints/step-NNNNNNN.safetensors` and drop all but the latest `keep`.
+
+    The file appears whole or not at all: it is written beside, flushed to disk and renamed.
+    """
+    folder = out / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"model.{name}": value for name, value in task.model.state_dict().items()}
+    for i, state in task.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{name}": value for name, value in state.items()}
+    path = folder / f"step-{step:07d}.safetensors"
+    unfinished = path.with_suffix(".unfinished")
+    try:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, unfinished, metadata={"step": str(step)})
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    for old in _checkpoints(out)[:-keep]:
+        old.unlink()
+    return path
+
+
+def latest_checkpoint(out: Path) -> Path | None:
+    """The newest complete checkpoint of a run, or None."""
+    return (_checkpoints(out) or [None])[-1]
+
+
+def load_checkpoint(path: Path, task: "Task") -> int:
+    """Put model and optimizer back.
+
+    Returns:
+        The step that was saved.
+
+    Raises:
+        InputError: the file is damaged, or of another model.
+    """
+    try:
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            step = int(file.metadata()["step"])
+    except (SafetensorError, OSError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: not a readable checkpoint ({error}); delete it to use the one before"
+        ) from error
+    model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, i, name = key.split(".")
+            states.setdefault(int(i), {})[name] = value
+    try:
+        task.model.load_state_dict(model)
+    except RuntimeError as error:
+        raise InputError(f"{path} is of another model: {str(error).splitlines()[1].strip()}") from error
+    task.optimizer.load_state_dict(task.optimizer.state_dict() | {"state": states})
+    return step
+
+
+def _checkpoints(out: Path) -> list[Path]:
+    return sorted((out / "checkpoints").glob("step-*.safetensors"))
