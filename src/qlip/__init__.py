@@ -1,0 +1,34 @@
+"""QLIP: text-aligned visual tokens, exact, trainable, fast.
+
+    model = qlip.load("qlip-tiny")
+    tokens = model.tokenize("photo.jpg")
+
+Importing this is cheap: PyTorch comes in with the first use.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qlip.model.checkpoint import load
+    from qlip.model.config import QLIPConfig
+    from qlip.model.qlip import QLIP
+
+    __version__: str
+
+__all__ = ["QLIP", "QLIPConfig", "__version__", "load"]
+
+_HOMES = {"load": "qlip.model.checkpoint", "QLIP": "qlip.model.qlip", "QLIPConfig": "qlip.model.config"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("open-qlip")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

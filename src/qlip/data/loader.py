@@ -49,9 +49,7 @@ class TrainingSet(Dataset):
         }
 
 
-def order(
-    num_samples: int, batch_size: int, seed: int, start_step: int = 0
-) -> Iterator[list[tuple[int, int]]]:
+def order(num_samples: int, batch_size: int, seed: int, start_step: int = 0) -> Iterator[list[tuple[int, int]]]:
     """Endless batches of (epoch, sample), from batch number `start_step` on.
 
     Raises:
@@ -91,7 +89,7 @@ def batches(
 
     loader: DataLoader = DataLoader(
         dataset,
-        batch_sampler=order(len(dataset.samples), batch_size, dataset.seed, start_step),  # type: ignore[arg-type]
+        batch_sampler=order(len(dataset.samples), batch_size, dataset.seed, start_step),
         collate_fn=collate,
         num_workers=num_workers,
     )

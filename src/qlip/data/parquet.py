@@ -112,8 +112,8 @@ class Captioner:
                 else f"{sample['key']}: neither `caption` nor `label`"
             )
         names = self.names[label]
-        name = names[0] if rng.random() < 0.5 else names[rng.integers(len(names))]
-        return self.templates[rng.integers(len(self.templates))].replace("{}", name)
+        name = names[0] if rng.random() < 0.5 else names[int(rng.integers(len(names)))]
+        return self.templates[int(rng.integers(len(self.templates)))].replace("{}", name)
 
 
 def read_class_names(path: str | Path) -> list[list[str]]:
@@ -126,10 +126,9 @@ def read_class_names(path: str | Path) -> list[list[str]]:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable JSON file of class names ({error})") from error
+    entries = entries if isinstance(entries, list) else [None]
     names = [e["names"] if isinstance(e, dict) and "names" in e else e for e in entries]
     names = [[n] if isinstance(n, str) else n for n in names]
     if not all(isinstance(n, list) and n and all(isinstance(s, str) for s in n) for n in names):
-        raise InputError(
-            f'{path}: expected a list with a name, a list of names or {{"names": [...]}} a label'
-        )
+        raise InputError(f'{path}: expected a list with a name, a list of names or {{"names": [...]}} a label')
     return names

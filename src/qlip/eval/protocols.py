@@ -24,8 +24,9 @@ def reconstruction(model: QLIP, samples: Sequence[dict]) -> dict[str, float]:
     """
     scores: dict[str, list[torch.Tensor]] = {"psnr": [], "ssim": []}
     tokens = []
+    processor = model.need_image_processor()
     for batch in _batches(samples):
-        pictures = [model.image_processor.preprocess(sample["image"]) for sample in batch]
+        pictures = [processor.preprocess(sample["image"]) for sample in batch]
         tokens.append(model.tokenize(pictures))
         rebuilt, original = to_uint8(model.detokenize(tokens[-1])), stack_uint8(pictures)
         scores["psnr"].append(psnr(rebuilt, original))
@@ -68,7 +69,7 @@ def zero_shot(
     text = model.embed_labels(names, templates)
     hits = {1: 0, 5: 0}
     for batch in _batches(samples):
-        pixel_values = model.image_processor([sample["image"] for sample in batch]).to(model.device)
+        pixel_values = model.need_image_processor()([sample["image"] for sample in batch]).to(model.device)
         best = model.similarity(model.encode_image(pixel_values), text).topk(5).indices.cpu()
         correct = best == torch.tensor([sample["label"] for sample in batch])[:, None]
         for k in hits:

@@ -231,10 +231,13 @@ def _check_supported(vision: dict[str, Any], quantizer: dict[str, Any]) -> None:
 def _check(config: QLIPConfig) -> None:
     """Reject what cannot be built, naming field, value and remedy."""
     vision, text, decoder, quantizer = config.vision, config.text, config.decoder, config.quantizer
+    if config.projection_dim < 1:
+        raise InputError(f"projection_dim is {config.projection_dim}: it must be at least 1")
     for name, tower in {"vision": vision, "text": text, "decoder": decoder}.items():
-        for f in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
-            if getattr(tower, f) < 1:
-                raise InputError(f"{name}.{f} is {getattr(tower, f)}: it must be at least 1")
+        for f in fields(tower):
+            is_count = f.type is int and not f.name.endswith("_token_id")
+            if is_count and getattr(tower, f.name) < 1:
+                raise InputError(f"{name}.{f.name} is {getattr(tower, f.name)}: it must be at least 1")
         if tower.hidden_size % tower.num_attention_heads:
             raise InputError(
                 f"{name}.hidden_size {tower.hidden_size} is not a multiple of "
@@ -246,7 +249,7 @@ def _check(config: QLIPConfig) -> None:
         if tower.hidden_act not in ACTIVATIONS:
             raise InputError(f"{name}.hidden_act is {tower.hidden_act!r}: use one of {ACTIVATIONS}")
     for name, image_tower in {"vision": vision, "decoder": decoder}.items():
-        if image_tower.patch_size < 1 or image_tower.image_size % image_tower.patch_size:
+        if image_tower.image_size % image_tower.patch_size:
             raise InputError(
                 f"{name}.image_size {image_tower.image_size} is not a multiple of "
                 f"patch_size {image_tower.patch_size}"
@@ -271,9 +274,7 @@ def _check(config: QLIPConfig) -> None:
 ACTIVATIONS = ("gelu", "quick_gelu", "gelu_pytorch_tanh", "relu", "silu")
 
 
-def _eva02(
-    width: int, heads: int, layers: int, mlp: int, image_size: int, patch_size: int
-) -> ImageTowerConfig:
+def _eva02(width: int, heads: int, layers: int, mlp: int, image_size: int, patch_size: int) -> ImageTowerConfig:
     """An EVA-02 tower: rotary, SwiGLU, sub-LN, no bias on k, eps 1e-6."""
     return ImageTowerConfig(
         hidden_size=width,

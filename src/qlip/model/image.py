@@ -227,9 +227,7 @@ class ImageProcessor:
         config = {key: value for key, value in config.items() if value is not None}
         for flag in ("do_resize", "do_center_crop", "do_rescale"):
             if not config.get(flag, True):
-                raise InputError(
-                    f"{flag}=false: the model takes pictures of one size and range, set it to true"
-                )
+                raise InputError(f"{flag}=false: the model takes pictures of one size and range, set it to true")
         factor = config.get("rescale_factor", 1 / 255)
         if not isinstance(factor, float) or not math.isclose(factor, 1 / 255, rel_tol=1e-3):
             raise InputError(f"rescale_factor={factor!r}: use 1/255, pictures have 8 bits")
@@ -255,9 +253,7 @@ class ImageProcessor:
                 raise InputError("it holds no JSON object")
             return cls.from_dict(config)
         except (OSError, ValueError) as error:
-            raise InputError(
-                f"{os.fspath(path)!r} is not a usable image processor: {_reason(error)}"
-            ) from error
+            raise InputError(f"{os.fspath(path)!r} is not a usable image processor: {_reason(error)}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of a CLIP `preprocessor_config.json`: the inverse of `from_dict`."""

@@ -33,6 +33,9 @@ class Rotary(nn.Module):
     (EVA-02, section 2; PAPER section 1.)
     """
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, positions: Tensor, head_dim: int, theta: float = 1e4):
         """Compute the tables.
 
@@ -50,12 +53,16 @@ class Rotary(nn.Module):
         self.register_buffer("sin", angles.sin(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn the last N tokens of queries or keys (..., T, head_dim); those before them (CLS) stay."""
-        num_plain = x.shape[-2] - self.cos.shape[0]
+        """Turn the last N tokens of queries or keys (..., T, head_dim); those before them (CLS) stay.
+
+        If there are fewer than N, as in a short text, they take the first positions.
+        """
+        num_plain = max(x.shape[-2] - self.cos.shape[0], 0)
         plain, x = x[..., :num_plain, :], x[..., num_plain:, :]
+        cos, sin = self.cos[: x.shape[-2]], self.sin[: x.shape[-2]]
         x0, x1 = x.unflatten(-1, (-1, 2)).unbind(-1)
         turned = torch.stack((-x1, x0), dim=-1).flatten(-2)
-        x = (x * self.cos + turned * self.sin).to(x.dtype)
+        x = (x * cos + turned * sin).to(x.dtype)
         return torch.cat((plain, x), dim=-2) if num_plain else x
 
 
@@ -73,9 +80,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
     with torch.autocast("cpu", enabled=False):
-        x = F.scaled_dot_product_attention(
-            q.float(), k.float(), v.float(), attn_mask=mask, is_causal=is_causal
-        )
+        x = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask, is_causal=is_causal)
     return x.to(v.dtype)
 
 

@@ -11,6 +11,7 @@ PAPER section 1 (arXiv 2502.05178, section 3). Module names are those of the pub
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -197,7 +198,7 @@ class QLIP(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise at random, as CLIP does: matrices by their fan-in, what ends a residual branch by depth too."""
+        """Initialise at random, as CLIP does: matrices by their fan-in, residual outputs by depth too."""
         factor = self.config.initializer_factor
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
@@ -267,10 +268,10 @@ class QLIP(nn.Module):
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(T, S) ids → text_embeds (T, P), unit vectors."""
         context = self.config.text.max_position_embeddings
+        if input_ids.ndim != 2:
+            raise InputError(f"input_ids are {tuple(input_ids.shape)}, not (T, S): a row for each text")
         if input_ids.shape[1] > context:
-            raise InputError(
-                f"input_ids have {input_ids.shape[1]} tokens, the context holds {context}: truncate"
-            )
+            raise InputError(f"input_ids have {input_ids.shape[1]} tokens, the context holds {context}: truncate")
         return to_sphere(self.text_projection(self.text_model(input_ids, attention_mask)))
 
     def similarity(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
@@ -282,9 +283,7 @@ class QLIP(nn.Module):
         vision = self.config.vision
         expected = (vision.num_channels, vision.image_size, vision.image_size)
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
-            raise InputError(
-                f"pixel_values are {tuple(pixel_values.shape)}, this model takes (B, *{expected})"
-            )
+            raise InputError(f"pixel_values are {tuple(pixel_values.shape)}, this model takes (B, *{expected})")
         return self.vision_model(pixel_values.to(self.dtype))
 
     def _latents(self, features: Tensor) -> Tensor:
@@ -326,7 +325,7 @@ class QLIP(nn.Module):
 
     # On pictures
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def tokenize(self, images: Any) -> Tensor:
         """Turn pictures into tokens.
 
@@ -339,7 +338,7 @@ class QLIP(nn.Module):
         batches = (self.encode(pixels) for pixels in self._pixel_batches(images))
         return torch.cat([self.codes_to_tokens(self.quantize(latents)).cpu() for latents in batches])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def detokenize(self, tokens: Tensor) -> Tensor:
         """Rebuild pictures from tokens.
 
@@ -349,20 +348,16 @@ class QLIP(nn.Module):
         Returns:
             (B, 3, H, W) float32 in [0, 1], on the CPU.
         """
-        processor = self._need_image_processor()
+        processor = self.need_image_processor()
         tokens = torch.as_tensor(tokens)
         tokens = tokens[None] if tokens.ndim == 1 else tokens
         if tokens.ndim != 2 or tokens.shape[1] != self.config.num_tokens:
-            raise InputError(
-                f"tokens are {tuple(tokens.shape)}, this model takes (B, {self.config.num_tokens})"
-            )
+            raise InputError(f"tokens are {tuple(tokens.shape)}, this model takes (B, {self.config.num_tokens})")
         codes = (self.tokens_to_codes(batch.to(self.device)) for batch in tokens.split(BATCH_SIZE))
         return torch.cat([processor.denormalize(self.decode(c).float()).cpu() for c in codes])
 
-    @torch.inference_mode()
-    def classify(
-        self, images: Any, labels: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES
-    ) -> Tensor:
+    @torch.no_grad()
+    def classify(self, images: Any, labels: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES) -> Tensor:
         """Say which of some words fits each picture, without training for them.
 
         Args:
@@ -377,7 +372,7 @@ class QLIP(nn.Module):
         embeds = (self.encode_image(pixels) for pixels in self._pixel_batches(images))
         return torch.cat([self.similarity(image, text).softmax(-1).cpu() for image in embeds])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embed_labels(self, labels: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES) -> Tensor:
         """Embed words through templates, as CLIP does: mean of unit vectors, normalised again.
 
@@ -390,20 +385,21 @@ class QLIP(nn.Module):
             raise InputError("labels and templates must each hold at least one string")
         if missing := [t for t in templates if "{}" not in t]:
             raise InputError(f"template {missing[0]!r} has no {{}}: put it where the word goes")
-        tokenizer = self._need_text_tokenizer()
+        tokenizer = self.need_text_tokenizer()
         texts = (template.replace("{}", label) for label in labels for template in templates)
         embeds = [self.encode_text(tokenizer(b)[0].to(self.device)) for b in _batched(texts, BATCH_SIZE)]
         return to_sphere(torch.cat(embeds).unflatten(0, (len(labels), -1)).mean(1))
 
     def _pixel_batches(self, images: Any) -> Iterator[Tensor]:
-        processor = self._need_image_processor()
+        processor = self.need_image_processor()
         images = as_images(images)
         if len(images) == 0:
             raise InputError("images is empty: pass at least one picture")
         for batch in _batched(images, BATCH_SIZE):
             yield processor(batch).to(self.device)
 
-    def _need_image_processor(self) -> ImageProcessor:
+    def need_image_processor(self) -> ImageProcessor:
+        """The image processor; InputError where the checkpoint came without one."""
         if self.image_processor is None:
             raise InputError(
                 f"{self.name} has no preprocessor_config.json, so it does not know how to prepare pictures: "
@@ -411,13 +407,20 @@ class QLIP(nn.Module):
             )
         return self.image_processor
 
-    def _need_text_tokenizer(self) -> TextTokenizer:
+    def need_text_tokenizer(self) -> TextTokenizer:
+        """The text vocabulary; InputError where the checkpoint came without one."""
         if self.text_tokenizer is None:
             raise InputError(
                 f"{self.name} has no text vocabulary (tokenizer.json, or vocab.json and merges.txt), so it cannot "
                 "read words: put CLIP's into the folder, or pass input_ids to encode_text()"
             )
         return self.text_tokenizer
+
+    def save(self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
+        """Write a checkpoint folder that `qlip.load` reads again; see `qlip.model.checkpoint.save`."""
+        from qlip.model.checkpoint import save  # which imports this module
+
+        save(self, folder, dtype=dtype)
 
     def id_hash(self) -> str:
         """Name of the token ids: a hash of what makes them, the encoder and the down MLP.

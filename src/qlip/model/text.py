@@ -138,9 +138,7 @@ class TextTokenizer:
         """
         alphabet = _alphabet()
         if vocab_size < len(alphabet) + 2:
-            raise InputError(
-                f"vocab_size={vocab_size}: use at least {len(alphabet) + 2}, the bytes take that"
-            )
+            raise InputError(f"vocab_size={vocab_size}: use at least {len(alphabet) + 2}, the bytes take that")
         learner = _clip_backend({BOS_TOKEN: 0, EOS_TOKEN: 1}, [])
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - 2,

@@ -1,15 +1,10 @@
 """From a recipe to a trained tokenizer: data, words, model, task, evaluators, and `fit`."""
 
 import json
-import os
-import platform
-import subprocess
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +12,18 @@ import torch
 from qlip.data.augment import random_resized_crop
 from qlip.data.loader import TrainingSet, batches
 from qlip.data.parquet import Captioner, ParquetSamples, read_class_names
+from qlip.environment import environment
 from qlip.errors import InputError
+from qlip.eval.pictures import reconstruction_grid
 from qlip.eval.protocols import reconstruction, zero_shot
 from qlip.model.config import PRESETS, QLIPConfig
 from qlip.model.image import ImageProcessor, read_image
 from qlip.model.qlip import QLIP
 from qlip.model.text import TextTokenizer
-from qlip.train.fit import FitConfig, fit
+from qlip.recipes.plain import to_plain
+from qlip.train.checkpoint import latest_checkpoint
+from qlip.train.fit import Evaluator, FitConfig, fit
+from qlip.train.plot import plot_log, require_matplotlib
 from qlip.train.stage1 import Stage1, Stage1Config
 
 TEMPLATES = (
@@ -94,8 +94,8 @@ def run(recipe: Recipe, out: Path, resume: bool = False) -> QLIP:
 
     Args:
         recipe: what to do.
-        out: folder for `recipe.json`, the vocabulary, `log.jsonl`, `checkpoints/`, pictures and, at the end,
-            `model/`, a checkpoint that `qlip.load` reads.
+        out: folder for `recipe.json`, `log.jsonl`, `checkpoints/`, `curves.png`, `reconstructions.png` and, at
+            the end, `model/`, a checkpoint that `qlip.load` reads.
         resume: go on where an interrupted run stopped.
 
     Returns:
@@ -104,39 +104,85 @@ def run(recipe: Recipe, out: Path, resume: bool = False) -> QLIP:
     Raises:
         InputError: the recipe cannot be run: missing data, no class names, a folder that holds another run.
     """
+    require_matplotlib()
     train = ParquetSamples(recipe.data.train)
     val = _some(ParquetSamples(recipe.data.val), recipe.data.max_val) if recipe.data.val else []
     names = read_class_names(recipe.data.classes) if recipe.data.classes else []
     captioner = Captioner(names, recipe.data.templates)
+    _record(recipe, out, resume)
     model = build_model(recipe, train, captioner)
-    processor, vocabulary = model.image_processor, model.text_tokenizer
-
-    def transform(image: bytes, rng: np.random.Generator) -> torch.Tensor:
-        crop = random_resized_crop(read_image(image), processor.crop, rng, recipe.data.crop_scale)
-        return processor.normalize(crop)
-
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "recipe.json").write_text(json.dumps(describe(recipe), indent=2) + "\n", encoding="utf-8")
-    dataset = TrainingSet(train, transform, captioner, recipe.seed)
-    evaluators = []
-    if val:
-        evaluators.append(partial(reconstruction, model, val))
-        if names and "label" in val[0]:
-            evaluators.append(partial(zero_shot, model, val, [n[0] for n in names], recipe.data.templates))
-    task = Stage1(model, recipe.task, torch.tensor(processor.std))
+    task = Stage1(model, recipe.task, torch.tensor(model.need_image_processor().std))
     if recipe.compile:
         model.compile()
-    fit(task, partial(_batches, dataset, recipe, vocabulary), recipe.fit, out, evaluators, resume)
+    dataset = TrainingSet(
+        train, _Transform(model.need_image_processor(), recipe.data.crop_scale), captioner, recipe.seed
+    )
+    tokenize, workers = model.need_text_tokenizer(), recipe.data.num_workers
+    fit(
+        task,
+        lambda start_step: batches(dataset, tokenize, recipe.batch_size, start_step, workers),
+        recipe.fit,
+        out,
+        _evaluators(model, val, names, recipe.data.templates, out),
+        resume,
+    )
+    plot_log(out / "log.jsonl", out / "curves.png")
+    model.save(out / "model")
     return model
+
+
+@dataclass(frozen=True)
+class _Transform:
+    """Encoded bytes → a random part of the picture, normalised (3, H, W)."""
+
+    processor: ImageProcessor
+    crop_scale: tuple[float, float]
+
+    def __call__(self, image: bytes, rng: np.random.Generator) -> torch.Tensor:
+        picture = random_resized_crop(read_image(image), self.processor.crop, rng, self.crop_scale)
+        return self.processor.normalize(picture)
+
+
+def _evaluators(
+    model: QLIP, val: list[dict], names: list[list[str]], templates: tuple[str, ...], out: Path
+) -> list[Evaluator]:
+    """Reconstruction and, for labelled samples, zero-shot; and the run's pictures."""
+    if not val:
+        return []
+
+    def draw() -> dict[str, float]:
+        reconstruction_grid(model, val[:: max(1, len(val) // 24)][:24]).save(out / "reconstructions.png")
+        plot_log(out / "log.jsonl", out / "curves.png")
+        return {}
+
+    evaluators: list[Evaluator] = [partial(reconstruction, model, val), draw]
+    if names and "label" in val[0]:
+        evaluators.append(partial(zero_shot, model, val, [n[0] for n in names], templates))
+    return evaluators
+
+
+def _record(recipe: Recipe, out: Path, resume: bool) -> None:
+    """Write `recipe.json`; a resumed run must be of the same recipe, but for how long and how often."""
+    path = out / "recipe.json"
+    plain = to_plain(recipe)
+    if resume and path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))["recipe"]
+        for name in plain.keys() - {"fit", "device", "compile"}:
+            if before.get(name) != plain[name]:
+                raise InputError(f"{out} holds a run with another {name!r}: resume with its recipe.json as RECIPE")
+        return
+    if latest_checkpoint(out):
+        return  # `fit` refuses such a folder, without touching it
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"recipe": plain, "environment": environment(recipe.device)}, indent=2)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def build_model(recipe: Recipe, train: ParquetSamples, captioner: Captioner) -> QLIP:
     """A model with random weights, its image processor, and a vocabulary learnt from the captions."""
     size = recipe.model.vision.image_size
     text = recipe.model.text
-    vocabulary = TextTokenizer.train(
-        _captions(train, captioner), text.vocab_size, text.max_position_embeddings
-    )
+    vocabulary = TextTokenizer.train(_captions(train, captioner), text.vocab_size, text.max_position_embeddings)
     text = replace(
         text,
         vocab_size=vocabulary.vocab_size,
@@ -161,32 +207,6 @@ def _captions(train: ParquetSamples, captioner: Captioner) -> Iterator[str]:
         yield from (t.replace("{}", name) for name in names for t in captioner.templates)
 
 
-def _batches(dataset: TrainingSet, recipe: Recipe, tokenize: TextTokenizer, start_step: int):
-    return batches(dataset, tokenize, recipe.batch_size, start_step, recipe.data.num_workers)
-
-
 def _some(samples: ParquetSamples, count: int) -> list[dict]:
     """At most `count` samples, evenly spread."""
     return [samples[i * len(samples) // count] for i in range(count)] if count < len(samples) else samples[:]
-
-
-def describe(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as JSON, with what it runs on: hardware, versions, commit."""
-    plain = json.loads(json.dumps(asdict(recipe), default=str)) | {"model": recipe.model.to_dict()}
-    return plain | {"environment": environment(recipe.device)}
-
-
-def environment(device: str) -> dict[str, str]:
-    """Hardware, versions and commit, for whatever reports numbers."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
-    ).stdout.strip()
-    hardware = torch.cuda.get_device_name() if device.startswith("cuda") else f"{os.cpu_count()} CPU cores"
-    return {
-        "hardware": hardware,
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "open-qlip": version("open-qlip"),
-        "commit": commit or "unknown",
-    }

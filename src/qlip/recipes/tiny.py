@@ -2,7 +2,7 @@
 
     qlip train tiny --data.train train.parquet --data.val val.parquet --data.classes classes.json --out runs/tiny
 
-7.8 M parameters, 64 tokens of 28 bits an image, 2,400 steps of 128 samples: 307,200 images, 4.5 passes over
+7.8 M parameters, 64 tokens of 28 bits an image, 1,800 steps of 128 samples: 230,400 images, 3.3 passes over
 the 69,000 Tiny-ImageNet photographs that `qlip-tiny` was trained on. Weights follow the paper's rule (PAPER
 section 2): α_r / α_a ≈ L_align(∞) / L_mse(∞), about 3 / 0.01 in so short a run.
 """
@@ -15,7 +15,7 @@ from qlip.train.stage1 import Stage1Config
 RECIPE = Recipe(
     model=PRESETS["tiny"],
     task=Stage1Config(lr=1e-3, reconstruction_weight=300.0),
-    fit=FitConfig(steps=2400, warmup_steps=200, eval_every=600, save_every=200),
+    fit=FitConfig(steps=1800, warmup_steps=200, eval_every=600, save_every=200),
     batch_size=128,
     compile=True,
 )

@@ -40,7 +40,7 @@ def save_checkpoint(out: Path, task: "Task", step: int, keep: int) -> Path:
 
 def latest_checkpoint(out: Path) -> Path | None:
     """The newest complete checkpoint of a run, or None."""
-    return (_checkpoints(out) or [None])[-1]
+    return next(reversed(_checkpoints(out)), None)
 
 
 def load_checkpoint(path: Path, task: "Task") -> int:

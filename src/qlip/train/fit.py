@@ -20,8 +20,13 @@ Batch = dict[str, Any]
 class Task(Protocol):
     """What `fit` trains: a task owns its model, its losses and its optimizer."""
 
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
+    @property
+    def model(self) -> nn.Module:
+        """In training mode."""
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Its groups hold the peak learning rates."""
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One optimizer step; returns scalars to log, `loss` among them."""

@@ -74,6 +74,4 @@ def _lines(path: Path) -> list[str]:
     """Complete lines; one cut off by a crash is dropped."""
     if not path.exists():
         return []
-    return [
-        line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")
-    ]
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]

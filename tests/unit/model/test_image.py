@@ -110,9 +110,7 @@ def test_every_form_of_a_picture_reads_the_same(tmp_path):
 
 
 @settings(max_examples=50, deadline=None)
-@given(
-    st.integers(1, 9), st.integers(1, 9), st.integers(0, 99), st.sampled_from([torch.float32, torch.float16])
-)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 99), st.sampled_from([torch.float32, torch.float16]))
 def test_a_float_tensor_reads_as_its_png(width, height, seed, dtype):
     tensor = torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed)).to(dtype)
     png = encode(Image.fromarray((tensor.float() * 255).round().byte().permute(1, 2, 0).numpy()), "PNG")
@@ -299,9 +297,7 @@ def test_damaged_files(name):
     for i in range(60):
         damaged = bytearray(data[: rng.randrange(len(data))] if i % 3 == 0 else data)
         for _ in range(i % 3 * rng.choice([1, 2, 10])):
-            damaged[rng.randrange(len(damaged) if i % 3 == 1 else min(200, len(damaged)))] = rng.randrange(
-                256
-            )
+            damaged[rng.randrange(len(damaged) if i % 3 == 1 else min(200, len(damaged)))] = rng.randrange(256)
         try:
             assert read_image(bytes(damaged)).mode == "RGB"
         except InputError as error:

@@ -122,9 +122,7 @@ def test_agrees_on_random_strings(clip, reference):
         "猫写 真😀\u0301\u200d ａＢ<|>",
     ]
     texts = ["".join(rng.choices(rng.choice(pools), k=rng.randrange(60))) for _ in range(400)]
-    texts += [
-        "".join(chr(rng.choice([rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)])) for _ in range(9))
-    ]
+    texts += ["".join(chr(rng.choice([rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)])) for _ in range(9))]
     assert_agrees(clip, reference, texts)
 
 
@@ -294,9 +292,7 @@ def test_trained_vocabulary(small):
 
 def test_training_is_deterministic_and_respects_its_size():
     rng = random.Random(0)
-    texts = [
-        " ".join("".join(rng.choices("abcde", k=rng.randint(1, 6))) for _ in range(8)) for _ in range(200)
-    ]
+    texts = [" ".join("".join(rng.choices("abcde", k=rng.randint(1, 6))) for _ in range(8)) for _ in range(200)]
     first, second = (TextTokenizer.train(iter(texts), 700) for _ in range(2))
     assert first.backend.to_str() == second.backend.to_str()
     assert first.context_length == 77

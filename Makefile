@@ -1,0 +1,35 @@
+# `make demo` and `make test` set everything up by themselves on a new machine.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test check check-slow format clean
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,transformers]'
+	touch $@
+
+demo: setup
+	$(BIN)/qlip demo --out report
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+check: setup
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+	$(MAKE) test
+
+check-slow: setup
+	$(BIN)/python -m pytest
+
+format: setup
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
+
+clean:
+	rm -rf .venv report .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,157 @@
+"""Token files: Parquet with a key and a fixed-size list of unsigned integers a row.
+
+Whose ids they are stands in the file's metadata: the tokenizer's name and the hash of what makes its ids.
+A file appears whole or not at all.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from qlip.data.parquet import find_parquet
+from qlip.errors import InputError
+
+FORMAT_VERSION = 1
+_METADATA_KEY = b"qlip"
+
+
+@dataclass(frozen=True)
+class TokenFormat:
+    """What a token file says of its ids.
+
+    Attributes:
+        model: name of the tokenizer.
+        id_hash: hash of what makes the ids, `QLIP.id_hash()`.
+        bits: L, the width of a token.
+        grid: rows and columns of tokens in a picture.
+        format_version: of the file.
+    """
+
+    model: str
+    id_hash: str
+    bits: int
+    grid: tuple[int, int]
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a picture."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def dtype(self) -> str:
+        """The narrowest unsigned type that holds a token: uint32 up to 32 bits, else uint64."""
+        return "uint32" if self.bits <= 32 else "uint64"
+
+    def schema(self) -> pa.Schema:
+        """Columns `key` and `tokens`, with this description in the metadata."""
+        ids = pa.list_(pa.from_numpy_dtype(np.dtype(self.dtype)), self.num_tokens)
+        metadata = json.dumps(asdict(self) | {"dtype": self.dtype})
+        return pa.schema([("key", pa.string()), ("tokens", ids)], metadata={_METADATA_KEY: metadata})
+
+    @classmethod
+    def read(cls, path: str | Path) -> "TokenFormat":
+        """Read the description in a file.
+
+        Raises:
+            InputError: the file is not Parquet, not a token file, or of a later format.
+        """
+        try:
+            metadata = (pq.read_schema(path).metadata or {}).get(_METADATA_KEY)
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{path}: not a readable Parquet file ({error})") from error
+        if metadata is None:
+            raise InputError(f"{path}: not a token file; `qlip tokenize` writes them")
+        fields = json.loads(metadata)
+        if fields["format_version"] > FORMAT_VERSION:
+            raise InputError(
+                f"{path}: format version {fields['format_version']} is newer than this open-qlip: upgrade"
+            )
+        del fields["dtype"]
+        return cls(**fields | {"grid": tuple(fields["grid"])})
+
+
+class TokenWriter:
+    """Writes one token file, row group by row group; use it in a `with` block.
+
+    The file gets its name when the block ends well and holds a row; else nothing is left.
+    """
+
+    def __init__(self, path: Path, token_format: TokenFormat):
+        """Open `path` for writing, beside its final name.
+
+        Raises:
+            OSError: the folder cannot be written to.
+        """
+        self.path, self.format, self.num_rows = path, token_format, 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._unfinished = path.with_name(f".{path.name}.unfinished")
+        self._writer = pq.ParquetWriter(self._unfinished, token_format.schema(), compression="zstd")
+
+    def __enter__(self) -> "TokenWriter":
+        return self
+
+    def write(self, keys: Sequence[str], tokens: np.ndarray) -> None:
+        """Add rows: B keys and (B, N) ids."""
+        flat = pa.array(tokens.astype(self.format.dtype).reshape(-1))
+        schema = self.format.schema()
+        lists = pa.FixedSizeListArray.from_arrays(flat, type=schema.field("tokens").type)
+        self._writer.write_table(pa.table([pa.array(keys, pa.string()), lists], schema=schema))
+        self.num_rows += len(keys)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+        if kind is None and self.num_rows:
+            os.replace(self._unfinished, self.path)
+        else:
+            self._unfinished.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class TokenFiles:
+    """Token files of one tokenizer, read one batch after the other.
+
+    Attributes:
+        files: the Parquet files, in order.
+        format: what they all say of their ids.
+    """
+
+    files: Sequence[Path]
+    format: TokenFormat
+
+    @classmethod
+    def open(cls, paths: Sequence[str | Path]) -> "TokenFiles":
+        """Open token files, or folders of them.
+
+        Raises:
+            InputError: a file is no token file, or they are of different tokenizers.
+        """
+        files = find_parquet(paths)
+        formats = [TokenFormat.read(file) for file in files]
+        for file, found in zip(files, formats, strict=True):
+            if found.id_hash != formats[0].id_hash:
+                raise InputError(
+                    f"{file} holds ids {found.id_hash}, {files[0]} {formats[0].id_hash}: read them one at a time"
+                )
+        return cls(files, formats[0])
+
+    def keys(self) -> list[str]:
+        """All keys, in order."""
+        return [key for file in self.files for key in pq.read_table(file, columns=["key"])["key"].to_pylist()]
+
+    def batches(self, batch_size: int = 64) -> Iterator[tuple[list[str], np.ndarray]]:
+        """Batches of B keys and their (B, N) ids, in order."""
+        for file in self.files:
+            with pq.ParquetFile(file) as parquet:
+                for batch in parquet.iter_batches(batch_size):
+                    ids = batch.column("tokens")
+                    yield batch.column("key").to_pylist(), ids.flatten().to_numpy().reshape(len(ids), -1)

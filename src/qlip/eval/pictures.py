@@ -1,0 +1,29 @@
+"""Pictures for people: originals beside what was rebuilt."""
+
+from collections.abc import Sequence
+
+from PIL import Image
+
+from qlip.eval.metrics import to_uint8
+from qlip.model.qlip import QLIP
+
+
+def reconstruction_grid(model: QLIP, samples: Sequence[dict], columns: int = 8, zoom: int = 2) -> Image.Image:
+    """Originals in the odd rows, rebuilt from their tokens in the rows below them.
+
+    Args:
+        model: with an image processor.
+        samples: dicts with `image`, encoded bytes.
+        columns: pictures in a row.
+        zoom: how many times larger each pixel is drawn.
+    """
+    originals = [model.need_image_processor().preprocess(sample["image"]) for sample in samples]
+    rebuilt = to_uint8(model.detokenize(model.tokenize(originals))).permute(0, 2, 3, 1).numpy()
+    side, gap = originals[0].width * zoom, 4
+    rows = -(-len(samples) // columns)
+    grid = Image.new("RGB", (columns * (side + gap) - gap, rows * (2 * side + 2 * gap) - gap), "white")
+    for i, (original, pixels) in enumerate(zip(originals, rebuilt, strict=True)):
+        x, y = i % columns * (side + gap), i // columns * (2 * side + 2 * gap)
+        for picture, offset in ((original, 0), (Image.fromarray(pixels), side)):
+            grid.paste(picture.resize((side, side), Image.Resampling.NEAREST), (x, y + offset))
+    return grid

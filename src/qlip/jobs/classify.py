@@ -1,0 +1,31 @@
+"""Which of some words fits each picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qlip.jobs.pictures import Pictures, Track, find_pictures
+from qlip.model.qlip import QLIP
+
+
+def classify_files(
+    model: QLIP, paths: Sequence[Path], labels: Sequence[str], templates: Sequence[str], track: Track = iter
+) -> tuple[list[tuple[Path, dict[str, float]]], list[str]]:
+    """Classify pictures with words.
+
+    Args:
+        model: with an image processor and a text vocabulary.
+        paths: files and folders.
+        labels: the words.
+        templates: sentences with `{}` where the word goes.
+        track: shows progress.
+
+    Returns:
+        for each picture the labels' probabilities, the likeliest first, and a line for each that failed.
+    """
+    pictures = Pictures(find_pictures(paths), model.need_image_processor().preprocess)
+    results = []
+    for batch, images in pictures.batches(track):
+        for path, row in zip(batch, model.classify(images, labels, templates), strict=True):
+            order = row.argsort(descending=True)
+            results.append((path, {labels[int(i)]: float(row[i]) for i in order}))
+    return results, pictures.failures

@@ -1,0 +1,88 @@
+"""Many pictures in, one result each: what a person named, what could be read, what could not."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+from PIL import Image
+
+from qlip.errors import InputError
+
+Track = Callable[[Iterable], Iterable]
+"""Wraps an iterable to show progress over it."""
+
+
+@dataclass
+class Pictures:
+    """Pictures of several paths, read one batch after the other; those that fail are noted and passed over.
+
+    Attributes:
+        paths: the files.
+        read: from a path to a picture; raises InputError.
+        batch_size: how many at once.
+        failures: one line for each file that could not be read, filled while iterating.
+    """
+
+    paths: Sequence[Path]
+    read: Callable[[Path], Image.Image]
+    batch_size: int = 32
+    failures: list[str] = field(default_factory=list)
+
+    def batches(self, track: Track = iter) -> Iterator[tuple[list[Path], list[Image.Image]]]:
+        """Batches of paths and their pictures, never empty."""
+        paths: list[Path] = []
+        pictures: list[Image.Image] = []
+        for path in track(self.paths):
+            try:
+                pictures.append(self.read(path))
+            except InputError as error:
+                self.failures.append(str(error))
+                continue
+            paths.append(path)
+            if len(paths) == self.batch_size:
+                yield paths, pictures
+                paths, pictures = [], []
+        if paths:
+            yield paths, pictures
+
+
+def find_pictures(paths: Sequence[Path]) -> list[Path]:
+    """Files as they are named, and in folders every file with a picture's suffix, however deep; each once.
+
+    Raises:
+        InputError: nothing to read.
+    """
+    suffixes = Image.registered_extensions()
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in suffixes and p.is_file()]
+            if not inside:
+                raise InputError(f"{path}: no pictures in this folder")
+            found += inside
+        else:
+            found.append(path)
+    if not found:
+        raise InputError("no pictures: name at least one file or folder")
+    return list(dict.fromkeys(found))
+
+
+def output_names(keys: Sequence[str]) -> list[PurePath]:
+    """A relative .png path for each key, all different, in the folders that the keys do not share.
+
+    Keys come from files of other people, too: nothing leads out of the output folder.
+    """
+    parts = [
+        [p for p in PurePath(key).parts if p not in ("..", PurePath(key).anchor)] or ["picture"] for key in keys
+    ]
+    shared = 0
+    while all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
+        shared += 1
+    names = [PurePath(*p[shared:]) for p in parts]
+    short = [name.with_suffix(".png") for name in names]
+    uses = Counter(short)
+    unique = [s if uses[s] == 1 else n.with_name(n.name + ".png") for n, s in zip(names, short, strict=True)]
+    if len(set(unique)) < len(unique):  # a key twice, or "a" beside "a.png"
+        return [name.with_name(f"{i:05d}-{name.name}.png") for i, name in enumerate(names)]
+    return unique

@@ -1,0 +1,101 @@
+"""Pictures to token files, and token files to pictures."""
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from qlip.data.token_file import TokenFiles, TokenFormat, TokenWriter
+from qlip.errors import InputError
+from qlip.eval.metrics import to_uint8
+from qlip.jobs.pictures import Pictures, Track, find_pictures, output_names
+from qlip.model.qlip import QLIP
+
+SHARD_ROWS = 10_000
+
+
+def token_format(model: QLIP) -> TokenFormat:
+    """What token files of this model say of their ids."""
+    grid = model.config.vision.grid_size
+    return TokenFormat(model.name, model.id_hash(), model.config.num_bits, (grid, grid))
+
+
+def tokenize_files(
+    model: QLIP, paths: Sequence[Path], out: Path, track: Track = iter
+) -> tuple[list[Path], int, list[str]]:
+    """Tokenize pictures into one token file, or into a folder of shards.
+
+    Args:
+        model: with an image processor.
+        paths: files and folders.
+        out: a file if it has a suffix, else a folder for `tokens-00000.parquet`, … of 10,000 rows each.
+        track: shows progress.
+
+    Returns:
+        the files written, the number of pictures in them, and a line for each picture that failed.
+
+    Raises:
+        InputError: `out` is a folder that already holds tokens, or there is nothing to read.
+    """
+    pictures = Pictures(find_pictures(paths), model.need_image_processor().preprocess)
+    if out.is_dir() if out.suffix else out.is_file():
+        raise InputError(f"{out}: with a suffix it must be a file, without one a folder of shards")
+    if not out.suffix and list(out.glob("tokens-*.parquet")):
+        raise InputError(f"{out} already holds tokens: choose another --out, or delete them first")
+    written: list[Path] = []
+    num_rows = 0
+    with ExitStack() as stack:
+        writer = None
+        for keys, images in pictures.batches(track):
+            if writer is None or (not out.suffix and writer.num_rows + len(keys) > SHARD_ROWS):
+                stack.close()
+                path = out if out.suffix else out / f"tokens-{len(written):05d}.parquet"
+                writer = stack.enter_context(TokenWriter(path, token_format(model)))
+                written.append(path)
+            writer.write([str(key) for key in keys], model.tokenize(images).numpy())
+            num_rows += len(keys)
+    return written, num_rows, pictures.failures
+
+
+def detokenize_files(model: QLIP, paths: Sequence[Path], out: Path, track: Track = iter) -> list[Path]:
+    """Rebuild the pictures of token files as PNG.
+
+    Args:
+        model: the tokenizer that made the ids, or one with the same encoder.
+        paths: token files, or folders of them.
+        out: folder for the pictures, named as their keys.
+        track: shows progress.
+
+    Returns:
+        the pictures written.
+
+    Raises:
+        InputError: the ids are of another tokenizer.
+    """
+    source, own = TokenFiles.open(paths), token_format(model)
+    found = source.format
+    if found.id_hash != own.id_hash:
+        raise InputError(
+            f"{source.files[0]} holds ids {found.id_hash} of {found.model!r}, but {model.name!r} makes "
+            f"{own.id_hash}: pass --model with the tokenizer that made them"
+        )
+    written = [out / name for name in output_names(source.keys())]
+    progress = iter(track(written))
+    for _, tokens in source.batches():
+        for pixels in to_uint8(model.detokenize(torch.from_numpy(tokens))):
+            save_png(Image.fromarray(pixels.permute(1, 2, 0).numpy()), next(progress))
+    return written
+
+
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Write a PNG, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        picture.save(unfinished, format="PNG")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,235 @@
+"""Checkpoints in and out, in the published layout.
+
+A checkpoint is a folder: `config.json`, `model.safetensors`, and where it has them `preprocessor_config.json`
+and a text vocabulary (`tokenizer.json`, or CLIP's `vocab.json` and `merges.txt`).
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from qlip.errors import InputError
+from qlip.model.config import QLIPConfig
+from qlip.model.hub import COMPANIONS, CONFIG, PICKLES, PREPROCESSOR, WEIGHTS, fetch, no_weights
+from qlip.model.image import ImageProcessor
+from qlip.model.qlip import QLIP
+from qlip.model.text import TextTokenizer
+
+logger = logging.getLogger("qlip")
+
+BUNDLED = Path(str(files("qlip"))) / "models"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+# Tables that follow from the config: rotary ones, once a tower or once a layer; positions of old CLIP files.
+_DERIVED = re.compile(r"(.+\.)?rope\.freqs_(cos|sin)|(text|vision)_model\.embeddings\.position_ids")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+) -> QLIP:
+    """Load a tokenizer.
+
+    Weights whose dtype is the file's stay mapped from the file: they take no memory before they are used, and
+    changing them does not change the file.
+
+    Args:
+        name: a tokenizer that comes with this package (`bundled()` lists them), else a folder, else a
+            Hugging Face repository, "owner/name".
+        device: where the model goes.
+        dtype: of the weights; float32, bfloat16, float16 or float64.
+        revision: branch, tag or commit of the repository.
+
+    Returns:
+        The model in eval mode. What the checkpoint lacks, `image_processor` or `text_tokenizer`, is None.
+
+    Raises:
+        InputError: there is no such checkpoint, or it is broken; names the file and the key.
+    """
+    _check_target(device, dtype)
+    folder, model_name = _find(name, revision)
+    if not os.path.exists(folder / WEIGHTS):
+        raise no_weights(repr(str(folder)), (path.name for path in folder.glob("*")))
+    config = _read_config(folder / CONFIG)
+    with torch.device("meta"), _Unfilled():
+        model = QLIP(config, name=model_name)
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    weights = _read_weights(folder / WEIGHTS, shapes)
+    model.load_state_dict({key: value.to(device, dtype) for key, value in weights.items()}, assign=True)
+    model.image_processor = _image_processor(folder, config)
+    model.text_tokenizer = _text_tokenizer(folder, config)
+    return model.to(device).eval()
+
+
+def save(model: QLIP, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
+    """Write a checkpoint that `load` reads again, bit for bit.
+
+    Everything is written beside and renamed when it is complete, so that a failure leaves what was there.
+
+    Args:
+        model: on any device.
+        folder: made if need be; the files of a checkpoint that is there are replaced.
+        dtype: of the weights in the file; the model's by default.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    _check_target("cpu", dtype or model.dtype)
+    weights = {key: value.to("cpu", dtype).contiguous() for key, value in model.state_dict().items()}
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as beside:
+            _write(model, weights, Path(beside))
+            for file in (CONFIG, WEIGHTS, *COMPANIONS):
+                if (Path(beside) / file).exists():
+                    os.replace(Path(beside) / file, folder / file)
+                else:  # or a vocabulary of before would speak for this model
+                    (folder / file).unlink(missing_ok=True)
+    except Exception as error:  # `tokenizers` raises plain Exception
+        raise InputError(f"{str(folder)!r} cannot be written ({_reason(error)}): use another folder") from error
+
+
+def bundled() -> list[str]:
+    """Names of the tokenizers that come with this package."""
+    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{CONFIG}"))
+
+
+def _check_target(device: str | torch.device, dtype: torch.dtype) -> None:
+    if dtype not in DTYPES:
+        raise InputError(f"dtype={dtype}: weights are one of {', '.join(map(str, DTYPES))}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a build without CUDA
+        reason = _reason(error).split(". ")[0]  # PyTorch goes on for pages
+        raise InputError(f"device={str(device)!r} is not to be had ({reason}): use 'cpu'") from error
+
+
+def _find(name: str | os.PathLike[str], revision: str | None) -> tuple[Path, str]:
+    """The checkpoint's folder, and what the model is called."""
+    folder = Path(name)
+    if name in bundled():
+        folder = BUNDLED / str(name)
+    elif not os.path.exists(name) and isinstance(name, str) and _HUB_ID.fullmatch(name):
+        return fetch(name, revision), name
+    if revision is not None:
+        raise InputError(f"revision={revision!r}: {str(name)!r} is no Hugging Face repository, leave it out")
+    if os.path.isfile(folder) and folder.suffix in PICKLES:
+        raise no_weights(repr(str(folder.parent)), [folder.name])
+    if os.path.isfile(folder):
+        raise InputError(f"{str(folder)!r} is a file: pass the folder that it is in")
+    if not os.path.isdir(folder):
+        raise InputError(
+            f"{str(name)!r} is not known: use a bundled tokenizer ({', '.join(bundled()) or 'there is none'}), "
+            "a folder, or a Hugging Face repository 'owner/name'"
+        )
+    return folder, folder.resolve().name
+
+
+def _read_config(path: Path) -> QLIPConfig:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise InputError("it holds no JSON object")
+        return QLIPConfig.from_dict(config)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(path)!r} is not a usable model configuration: {_reason(error)}") from error
+
+
+def _read_weights(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Map the file's tensors, which must be these and no others."""
+    try:
+        weights = {key: value for key, value in load_file(path).items() if not _DERIVED.fullmatch(key)}
+    except (SafetensorError, OSError) as error:
+        with path.open("rb") as file:
+            remedy = "run `git lfs pull`" if file.read(8) == b"version " else "fetch it again"
+        raise InputError(f"{str(path)!r} is not a whole safetensors file ({_reason(error)}): {remedy}") from error
+    both = [key for key in shapes if key in weights]
+    problems = {
+        "it lacks": [repr(key) for key in shapes if key not in weights],
+        "it has besides": [repr(key) for key in weights if key not in shapes],
+        "shapes differ:": [
+            f"{key!r} is {tuple(weights[key].shape)}, not {shapes[key]}"
+            for key in both
+            if weights[key].shape != shapes[key]
+        ],
+        "these are no weights:": [f"{k!r} is {weights[k].dtype}" for k in both if weights[k].dtype not in DTYPES],
+    }
+    if text := "; ".join(f"{problem} {_some(items)}" for problem, items in problems.items() if items):
+        raise InputError(f"{str(path)!r} is not of the model in its {CONFIG}, take both from one place: {text}")
+    return weights
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves initialisation out: on the meta device it fills nothing, but imports TorchDynamo, a second's work."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **kwargs)
+
+
+def _image_processor(folder: Path, config: QLIPConfig) -> ImageProcessor | None:
+    path, vision = folder / PREPROCESSOR, config.vision
+    if not path.exists():
+        return None
+    processor = ImageProcessor.from_file(path)
+    if (processor.resize, processor.crop, vision.image_size, vision.patch_size) == (392, 256, 256, 8):
+        # The published B/8's file, a slip: it would show the model the middle two thirds of a picture.
+        logger.warning("%s: resizing to 256 pixels before the crop of 256, not to 392 as the file says", path)
+        processor = replace(processor, resize=256)
+    if processor.crop != vision.image_size:
+        raise InputError(
+            f"{str(path)!r} crops to {processor.crop} pixels, but the model takes {vision.image_size}: "
+            f"set its size and crop_size to {vision.image_size}"
+        )
+    return processor
+
+
+def _text_tokenizer(folder: Path, config: QLIPConfig) -> TextTokenizer | None:
+    tokenizer = TextTokenizer.find(folder, config.text.max_position_embeddings)
+    if tokenizer is not None and tokenizer.vocab_size > config.text.vocab_size:
+        raise InputError(
+            f"{str(folder)!r}: its vocabulary has {tokenizer.vocab_size} ids, but the model embeds "
+            f"{config.text.vocab_size}: put the model's own vocabulary there"
+        )
+    return tokenizer
+
+
+def _write(model: QLIP, weights: dict[str, Tensor], folder: Path) -> None:
+    config = json.dumps(model.config.to_dict(), indent=2) + "\n"
+    (folder / CONFIG).write_text(config, encoding="utf-8")
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody else read its files
+    for part in (model.image_processor, model.text_tokenizer):
+        if part is not None:
+            part.save(folder)
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _some(items: Sequence[str]) -> str:
+    return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, on one line."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__

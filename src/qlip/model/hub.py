@@ -1,0 +1,136 @@
+"""A checkpoint's files from the Hugging Face hub, through its own client and cache.
+
+The client's environment variables hold as everywhere: HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME, HF_TOKEN.
+"""
+
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qlip.errors import InputError
+
+CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
+COMPANIONS = (
+    PREPROCESSOR,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+)
+"""What a checkpoint may lack: how to prepare pictures, and the text vocabulary."""
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def fetch(repo: str, revision: str | None = None) -> Path:
+    """Bring a checkpoint into the hub's cache; what is there already is not fetched again.
+
+    Without a connection, or in offline mode, the cache alone serves.
+
+    Args:
+        repo: "owner/name".
+        revision: branch, tag or commit; the main branch by default.
+
+    Returns:
+        The folder of the files, all of one commit.
+
+    Raises:
+        InputError: the hub, the repository, the revision or a needed file cannot be had; names it.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    with _explained(repo, CONFIG, revision):
+        folder = Path(hf_hub_download(repo, CONFIG, revision=revision)).parent
+    commit = folder.name  # from here on by the commit: a branch may move while files come in
+    _fetch_companions(repo, folder)
+    with _explained(repo, WEIGHTS, commit):
+        try:
+            hf_hub_download(repo, WEIGHTS, revision=commit)
+        except RemoteEntryNotFoundError as error:
+            raise no_weights(repo, HfApi().list_repo_files(repo, revision=commit)) from error
+    return folder
+
+
+def no_weights(place: str, files: Iterable[str]) -> InputError:
+    """What is wrong with a place that has no `model.safetensors`, by the files that it has."""
+    files = sorted(files)
+    if f"{WEIGHTS}.index.json" in files:
+        return InputError(f"{place} has its weights in shards: join them into one {WEIGHTS}")
+    if pickles := [file for file in files if file.endswith(PICKLES)]:
+        return InputError(
+            f"{place} has {pickles[0]} and no {WEIGHTS}: loading a pickle can run any code, "
+            "so convert it with safetensors.torch.save_file"
+        )
+    return InputError(f"{place} has no {WEIGHTS}: it is no QLIP checkpoint, or not all of one")
+
+
+def _fetch_companions(repo: str, folder: Path) -> None:
+    """Fetch them before the weights, so that a cache with weights is known to have all that there is."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+
+    commit = folder.name
+    for file in COMPANIONS:
+        if try_to_load_from_cache(repo, file, revision=commit) is not None:
+            continue  # there, or known to be nowhere
+        with _explained(repo, file, commit):
+            try:
+                hf_hub_download(repo, file, revision=commit)
+            except RemoteEntryNotFoundError:
+                continue
+            except LocalEntryNotFoundError:  # no connection
+                if not (folder / WEIGHTS).exists():
+                    raise
+                return
+
+
+@contextmanager
+def _explained(repo: str, file: str, revision: str | None) -> Iterator[None]:
+    """Make an InputError of whatever the client raises; it lets its HTTP library's and hf_xet's errors through."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(_explanation(error, repo, file, revision)) from error
+
+
+def _explanation(error: Exception, repo: str, file: str, revision: str | None) -> str:
+    from huggingface_hub import constants, errors
+
+    hub, is_away = constants.ENDPOINT, isinstance(error, errors.LocalEntryNotFoundError)
+    cause = (is_away and error.__cause__) or error  # why it had to look in its cache
+    match cause:
+        case errors.GatedRepoError():
+            return f"{repo} is gated: accept its terms at {hub}/{repo}, then run `hf auth login`"
+        case errors.RepositoryNotFoundError():
+            return (
+                f"{repo} is neither a folder here nor a public repository at {hub}: check the name, "
+                "or run `hf auth login` if it is private"
+            )
+        case errors.RevisionNotFoundError():
+            return f"{repo} has no revision {revision!r}: use a branch, tag or commit of {hub}/{repo}"
+        case errors.RemoteEntryNotFoundError():
+            return f"{repo} has no {file}: it is no QLIP checkpoint, or not all of one"
+        case errors.OfflineModeIsEnabled():
+            return (
+                f"{repo} is no folder here, and its {file} is not in the cache ({constants.HF_HUB_CACHE}): "
+                "unset HF_HUB_OFFLINE to fetch it"
+            )
+        case errors.HfHubHTTPError() if cause.response.status_code in (401, 403):
+            return f"{hub} denies access to {file} of {repo} ({_reason(cause)}): run `hf auth login`"
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return f"{constants.HF_HUB_CACHE} has no room for {file} of {repo}: free some, or set HF_HOME"
+        case _ if is_away:
+            return (
+                f"{repo} is no folder here, and {hub} does not give its {file} ({_reason(cause)}): "
+                "check the network, or pass a local folder"
+            )
+    return f"{file} of {repo} cannot be fetched ({_reason(cause)}): try again, or pass a local folder"
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

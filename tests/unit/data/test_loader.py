@@ -1,0 +1,65 @@
+from itertools import islice
+
+import pytest
+import torch
+
+from qlip.data.loader import TrainingSet, batches, order
+from qlip.errors import InputError
+
+
+def tokenize(texts):
+    mask = torch.tensor([[1] * len(t) + [0] * (10 - len(t)) for t in texts])
+    return mask * 5, mask
+
+
+def dataset(num=20, seed=3, labels=True):
+    samples = [{"image": bytes([i]), "key": str(i), "caption": "ab" if i % 2 else "abc"} for i in range(num)]
+    if labels:
+        samples = [s | {"label": i % 4} for i, s in enumerate(samples)]
+
+    def transform(image, rng):
+        return torch.tensor([image[0], rng.random()])
+
+    return TrainingSet(samples, transform, lambda sample, rng: sample["caption"], seed)
+
+
+def test_every_sample_once_an_epoch_in_another_order():
+    stream = order(20, 6, seed=1)
+    epochs = [[next(stream) for _ in range(3)] for _ in range(2)]
+    seen = [[i for batch in epoch for _, i in batch] for epoch in epochs]
+    assert all(len(set(s)) == 18 for s in seen) and seen[0] != seen[1]
+    assert {e for batch in epochs[1] for e, _ in batch} == {1}
+    assert next(order(20, 6, seed=2)) != epochs[0][0]
+
+
+@pytest.mark.parametrize("start", (1, 2, 3, 4, 7))
+@pytest.mark.parametrize("num_workers", (0, 1))
+def test_a_resumed_stream_continues_the_first_one_exactly(start, num_workers):
+    first = list(islice(batches(dataset(), tokenize, 6), 9))
+    resumed = list(islice(batches(dataset(), tokenize, 6, start, num_workers), 9 - start))
+    for a, b in zip(first[start:], resumed, strict=True):
+        assert a["keys"] == b["keys"]
+        assert torch.equal(a["pixel_values"], b["pixel_values"])  # augmentation included
+
+
+def test_augmentation_differs_between_epochs_and_seeds():
+    def draw(seed, epoch):
+        return dataset(seed=seed)[(epoch, 4)]["pixel_values"][1].item()
+
+    assert len({draw(0, 0), draw(0, 1), draw(1, 0)}) == 3
+    assert draw(0, 1) == draw(0, 1)
+
+
+def test_text_is_cut_to_the_longest_and_groups_follow_labels_or_captions():
+    batch = next(batches(dataset(), tokenize, 8))
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (8, 3)
+    assert batch["group"].tolist() == [int(k) % 4 for k in batch["keys"]]
+    batch = next(batches(dataset(labels=False), tokenize, 8))
+    odd = torch.tensor([int(k) % 2 for k in batch["keys"]])
+    same = batch["group"][:, None] == batch["group"][None]
+    assert torch.equal(same, odd[:, None] == odd[None])
+
+
+def test_too_few_samples_for_a_batch():
+    with pytest.raises(InputError, match="5 samples do not fill a batch of 6"):
+        next(order(5, 6, seed=0))

@@ -1,0 +1,78 @@
+import json
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from qlip.data.parquet import Captioner, ParquetSamples, read_class_names
+from qlip.errors import InputError
+
+
+def write(path, **columns):
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def test_rows_of_several_files_in_order(tmp_path):
+    for i, count in enumerate((3, 1, 4)):
+        images = [{"bytes": f"{i}.{k}".encode(), "path": None} for k in range(count)]
+        write(tmp_path / f"part-{i}.parquet", image=images, label=pa.array(range(count), pa.int16()))
+    samples = ParquetSamples([tmp_path])
+    assert len(samples) == 8
+    assert [s["image"] for s in samples] == [f"{i}.{k}".encode() for i, n in enumerate((3, 1, 4)) for k in range(n)]
+    assert samples[3] == {"image": b"1.0", "label": 0, "key": "part-1.parquet:0"}
+    assert [s["key"] for s in samples[2:5]] == ["part-0.parquet:2", "part-1.parquet:0", "part-2.parquet:0"]
+    with pytest.raises(IndexError):
+        samples[8]
+
+
+def test_datasets_library_convention_without_labels(tmp_path):
+    images = [{"bytes": b"x", "path": "a.png"}]
+    samples = ParquetSamples([write(tmp_path / "a.parquet", image=images, caption=["a cat"])])
+    assert samples[0]["caption"] == "a cat" and not samples.has_labels
+
+
+def test_bad_files_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.parquet"):
+        ParquetSamples([tmp_path / "nowhere.parquet"])
+    (tmp_path / "bad.parquet").write_bytes(b"not parquet")
+    with pytest.raises(InputError, match=r"bad\.parquet: not a readable"):
+        ParquetSamples([tmp_path / "bad.parquet"])
+    with pytest.raises(InputError, match=r"no column `image`.*words"):
+        ParquetSamples([write(tmp_path / "c.parquet", words=["a"])])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty: no Parquet"):
+        ParquetSamples([tmp_path / "empty"])
+
+
+def test_captions_use_every_name_and_template_the_usual_name_most():
+    captioner = Captioner([["dog"], ["cat", "felis", "puss"]], ["a {}.", "{}"])
+    rng = np.random.default_rng(0)
+    seen = Counter(captioner({"label": 1, "key": "k"}, rng) for _ in range(3000))
+    assert set(seen) == {f"a {n}." for n in ("cat", "felis", "puss")} | {"cat", "felis", "puss"}
+    usual = (seen["cat"] + seen["a cat."]) / 3000
+    assert usual == pytest.approx(1 / 2 + 1 / 6, abs=0.03)
+    assert captioner({"caption": "its own", "label": 1, "key": "k"}, rng) == "its own"
+
+
+def test_a_sample_without_words_is_named():
+    rng = np.random.default_rng(0)
+    with pytest.raises(InputError, match="row 7.*label 2 has no name"):
+        Captioner([["dog"]])({"label": 2, "key": "row 7"}, rng)
+    with pytest.raises(InputError, match="row 7: neither"):
+        Captioner([["dog"]])({"key": "row 7"}, rng)
+
+
+@pytest.mark.parametrize("entries", (["dog", "cat"], [["dog"], ["cat"]], [{"names": ["dog"]}, {"names": ["cat"]}]))
+def test_class_names_in_three_forms(tmp_path, entries):
+    (tmp_path / "c.json").write_text(json.dumps(entries))
+    assert read_class_names(tmp_path / "c.json") == [["dog"], ["cat"]]
+
+
+@pytest.mark.parametrize("text", ("not json", "[1, 2]", "[[]]", '{"a": 1}', "null", "7"))
+def test_broken_class_names_are_named(tmp_path, text):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(InputError, match=r"c\.json"):
+        read_class_names(tmp_path / "c.json")

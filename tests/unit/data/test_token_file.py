@@ -1,0 +1,76 @@
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from qlip.data.token_file import TokenFiles, TokenFormat, TokenWriter
+from qlip.errors import InputError
+
+FORMAT = TokenFormat("small", "0123456789abcdef", 28, (2, 3))
+
+
+def write(path, keys, tokens, token_format=FORMAT):
+    with TokenWriter(path, token_format) as writer:
+        writer.write(keys, np.asarray(tokens))
+    return path
+
+
+@pytest.mark.parametrize(("bits", "dtype"), ((28, "uint32"), (32, "uint32"), (33, "uint64"), (63, "uint64")))
+def test_ids_come_back_exactly(tmp_path, bits, dtype):
+    top = 2**bits - 1
+    tokens = np.array([[0, 1, top, top - 1, top // 2, 5]] * 3, dtype=np.uint64)
+    token_format = TokenFormat("small", "0" * 16, bits, (2, 3))
+    file = write(tmp_path / "t.parquet", ["a", "b", "ü/c d"], tokens, token_format)
+    source = TokenFiles.open([file])
+    ((keys, found),) = source.batches()
+    assert keys == source.keys() == ["a", "b", "ü/c d"]
+    assert found.dtype == dtype and (found == tokens).all()
+    assert source.format == token_format and source.format.dtype == dtype
+
+
+def test_metadata_says_whose_ids_they_are(tmp_path):
+    schema = pq.read_schema(write(tmp_path / "t.parquet", ["a"], [[1] * 6]))
+    assert json.loads(schema.metadata[b"qlip"]) == {
+        "model": "small",
+        "id_hash": "0123456789abcdef",
+        "bits": 28,
+        "grid": [2, 3],
+        "dtype": "uint32",
+        "format_version": 1,
+    }
+    assert str(schema.field("tokens").type) == "fixed_size_list<element: uint32>[6]"
+
+
+def test_nothing_is_left_when_writing_fails_or_nothing_was_written(tmp_path):
+    with pytest.raises(RuntimeError), TokenWriter(tmp_path / "t.parquet", FORMAT) as writer:
+        writer.write(["a"], np.zeros((1, 6)))
+        raise RuntimeError
+    with TokenWriter(tmp_path / "t.parquet", FORMAT):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_rewrite_keeps_the_old_file(tmp_path):
+    file = write(tmp_path / "t.parquet", ["a"], [[1] * 6])
+    with pytest.raises(RuntimeError), TokenWriter(file, FORMAT):
+        raise RuntimeError
+    assert TokenFiles.open([file]).keys() == ["a"]
+
+
+def test_files_of_different_tokenizers_do_not_mix(tmp_path):
+    write(tmp_path / "a.parquet", ["a"], [[1] * 6])
+    write(tmp_path / "b.parquet", ["b"], [[1] * 6], TokenFormat("other", "f" * 16, 28, (2, 3)))
+    with pytest.raises(InputError, match=r"b\.parquet holds ids ffff"):
+        TokenFiles.open([tmp_path])
+
+
+def test_other_files_are_refused(tmp_path):
+    import pyarrow as pa
+
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=r"x\.parquet: not a token file"):
+        TokenFormat.read(tmp_path / "x.parquet")
+    newer = TokenFormat("small", "0" * 16, 28, (2, 3), format_version=2)
+    with pytest.raises(InputError, match="version 2 is newer"):
+        TokenFiles.open([write(tmp_path / "n.parquet", ["a"], [[1] * 6], newer)])
