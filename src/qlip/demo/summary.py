@@ -1,0 +1,113 @@
+"""What the demo found."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from qlip.model.config import QLIPConfig
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An entry of `photos.json`."""
+
+    file: str
+    title: str
+    label: str
+    author: str
+    license: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Rendition:
+    """A photo after one way of making it small.
+
+    Attributes:
+        method: "QLIP", "JPEG", "WebP" or "AVIF".
+        num_bytes: what was kept.
+        file: what a browser shows: the very file, or of ours a lossless copy of what the tokens gave.
+        psnr: in dB.
+        ssim: at most 1.
+    """
+
+    method: str
+    num_bytes: int
+    file: bytes
+    psnr: float
+    ssim: float
+
+
+@dataclass(frozen=True)
+class Example:
+    """All about one photo.
+
+    Attributes:
+        photo: title, label and author.
+        original: what the model saw, a lossless WebP file.
+        tokens: (N,) int64.
+        colors: (N, 3) uint8, of the tokens in their map.
+        token_map: a lossless WebP file.
+        renditions: ours, then those of `CODECS`, near our size.
+        header_free: the same, but those of `CODECS` at our size plus their header's.
+        guesses: every label with its probability, likeliest first; empty if the model reads no words.
+    """
+
+    photo: Photo
+    original: bytes
+    tokens: Tensor
+    colors: Tensor
+    token_map: bytes
+    renditions: tuple[Rendition, ...]
+    header_free: tuple[Rendition, ...]
+    guesses: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method, its means over the photos.
+
+    Attributes:
+        method: as in `Rendition`.
+        num_bytes, bits_per_pixel, psnr, ssim: of what was kept.
+        smallest: the least of all bytes, not a mean.
+        header: bytes of a plain grey picture; 0 for ours.
+        header_free_psnr: had the header cost nothing.
+    """
+
+    method: str
+    num_bytes: float
+    smallest: int
+    bits_per_pixel: float
+    psnr: float
+    ssim: float
+    header: int
+    header_free_psnr: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the demo found.
+
+    Attributes:
+        name, id_hash, config: of the tokenizer.
+        decoder_size: parameters that turn tokens into a picture.
+        rows: one for each method, ours first.
+        examples: one for each photo.
+        path: of the page.
+    """
+
+    name: str
+    id_hash: str
+    config: QLIPConfig
+    decoder_size: int
+    rows: tuple[Row, ...]
+    examples: tuple[Example, ...]
+    path: Path
+
+    @property
+    def num_right(self) -> int | None:
+        """Photos whose likeliest label is theirs; None if the model reads no words."""
+        right = [e.guesses[0][0] == e.photo.label for e in self.examples if e.guesses]
+        return sum(right) if right else None
