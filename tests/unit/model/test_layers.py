@@ -1,0 +1,98 @@
+"""Rotary positions and activations, against complex numbers and `transformers`."""
+
+import pytest
+import torch
+from transformers.activations import ACT2FN
+
+from qlip.model import ImageTowerConfig, TextConfig
+from qlip.model.config import ACTIVATIONS
+from qlip.model.layers import Attention, Block, Rotary, SwiGLU, activation, grid_rotary, to_sphere
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations(name):
+    x = torch.linspace(-6, 6, 101)
+    torch.testing.assert_close(activation(x, name), ACT2FN[name](x))
+
+
+def turn(x, angles):
+    """Adjacent pairs of x as complex numbers, each turned by its angle."""
+    pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
+
+
+@pytest.mark.parametrize(("grid", "head_dim"), [(1, 4), (3, 8), (4, 12), (28, 64)])
+def test_grid_rotary_turns_pairs_by_row_and_column(grid, head_dim):
+    rotary = grid_rotary(ImageTowerConfig(hidden_size=head_dim, num_attention_heads=1), grid)
+    x = torch.randn(2, 3, 1 + grid**2, head_dim)
+    dim = head_dim // 2
+    turned = rotary(x).double()
+    frequencies = 1e4 ** (-2 * torch.arange(dim // 2, dtype=torch.float64) / dim)
+    for i in range(grid**2):
+        row, column = i // grid / grid * 16, i % grid / grid * 16
+        angles = torch.cat((row * frequencies, column * frequencies))
+        expected = turn(x[:, :, 1 + i], angles)
+        torch.testing.assert_close(turned[:, :, 1 + i], expected, rtol=0, atol=2e-5)
+    assert torch.equal(rotary(x)[:, :, 0], x[:, :, 0])  # CLS
+    torch.testing.assert_close(rotary(x[:, :, 1:]), rotary(x)[:, :, 1:])  # the decoder has none
+
+
+def scores(rotary, q, k, length):
+    """q·k of the same query and key at all positions."""
+    q, k = (rotary(x.expand(length, -1)) for x in (q, k))
+    return (q @ k.T).double()
+
+
+def test_text_scores_depend_on_distance_only():
+    rotary = Rotary(torch.arange(9.0)[:, None], 12)
+    table = scores(rotary, *torch.randn(2, 12), length=9)
+    for distance in range(-8, 9):
+        line = torch.diagonal(table, distance)
+        torch.testing.assert_close(line, line[:1].expand_as(line), rtol=0, atol=1e-5)
+    assert table.std() > 0.1
+
+
+def test_image_scores_depend_on_both_distances_only():
+    grid = 4
+    rotary = grid_rotary(ImageTowerConfig(hidden_size=16, num_attention_heads=1), grid)
+    table = scores(rotary, *torch.randn(2, 16), length=grid**2).view(grid, grid, grid, grid)
+    torch.testing.assert_close(table[1:, 1:, 1:, 1:], table[:-1, :-1, :-1, :-1], rtol=0, atol=1e-5)
+    assert not torch.allclose(table[0, 0], table[0, 0].T)  # rows and columns have their own dimensions
+
+
+def test_a_short_text_takes_the_first_positions():
+    rotary, x = Rotary(torch.arange(9.0)[:, None], 12), torch.randn(2, 9, 12)
+    assert torch.equal(rotary(x[:, :4]), rotary(x)[:, :4])
+
+
+def test_rotary_keeps_the_dtype():
+    rotary = grid_rotary(ImageTowerConfig(hidden_size=16, num_attention_heads=1), 2)
+    assert rotary(torch.randn(1, 1, 5, 16, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_subln_norms_the_heads_together():
+    """One LayerNorm over the concatenated heads, and one inside the MLP: PAPER section 1."""
+    config = TextConfig(hidden_size=12, num_attention_heads=3, intermediate_size=20, subln=True, swiglu=True)
+    attention, mlp, x = Attention(config), SwiGLU(config), torch.randn(2, 5, 12)
+    assert attention.inner_attn_ln.normalized_shape == (12,) and mlp.ffn_ln.normalized_shape == (20,)
+    q, k, v = (p(x).view(2, 5, 3, 4) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+    weights = torch.einsum("bihd,bjhd->bhij", q, k).div(2).softmax(-1)
+    heads = torch.einsum("bhij,bjhd->bihd", weights, v).reshape(2, 5, 12)
+    expected = attention.out_proj(attention.inner_attn_ln(heads))
+    torch.testing.assert_close(attention(x, None, None, False), expected)
+    gate = torch.nn.functional.silu(mlp.w1(x)) * mlp.w2(x)
+    torch.testing.assert_close(mlp(x), mlp.w3(mlp.ffn_ln(gate)))
+
+
+@pytest.mark.parametrize("eps", [1e-6, 1e-2])
+def test_eps_is_of_every_layer_norm(eps):
+    block = Block(TextConfig(subln=True, swiglu=True, layer_norm_eps=eps))
+    norms = [m for m in block.modules() if isinstance(m, torch.nn.LayerNorm)]
+    assert len(norms) == 4 and {norm.eps for norm in norms} == {eps}
+
+
+def test_to_sphere_is_float32_at_least():
+    for dtype, expected in ((torch.float16, torch.float32), (torch.float64, torch.float64)):
+        unit = to_sphere(torch.randn(3, 7).to(dtype))
+        assert unit.dtype == expected
+        torch.testing.assert_close(unit.norm(dim=-1), torch.ones(3, dtype=expected))
