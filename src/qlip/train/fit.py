@@ -100,7 +100,7 @@ def fit(
             log.count(len(batch["keys"]))
             if last or step % config.log_every == 0:
                 log.write(step, {**values, "lr": task.optimizer.param_groups[0]["lr"]})
-            if last or step % config.eval_every == 0:
+            if evaluators and (last or step % config.eval_every == 0):
                 results = evaluate(task.model, evaluators)
                 log.write(step, {f"eval/{name}": value for name, value in results.items()})
             if last or step % config.save_every == 0:

@@ -17,7 +17,7 @@ class LineFit:
     def __init__(self, seed=0):
         torch.manual_seed(seed)
         self.model = nn.Linear(1, 1)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.1)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.3)
 
     def step(self, batch):
         loss = (self.model(batch["x"]) - 3 * batch["x"]).square().mean()
@@ -53,7 +53,7 @@ def test_it_learns_logs_evaluates_and_saves(tmp_path):
     losses = [e for e in log if "loss" in e]
     assert [e["step"] for e in losses] == list(range(1, 41))
     assert [e["step"] for e in log if "eval/slope" in e] == [10, 20, 30, 40]
-    assert losses[4]["lr"] == pytest.approx(0.1) and losses[-1]["lr"] == pytest.approx(0, abs=1e-9)
+    assert losses[4]["lr"] == pytest.approx(0.3) and losses[-1]["lr"] == pytest.approx(0, abs=1e-9)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
         "step-0000035.safetensors",
         "step-0000040.safetensors",
