@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import qlip
-from qlip.demo.report import photographs
 from qlip.eval.pictures import reconstruction_grid
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +31,7 @@ def row(folder: Path) -> str:
 
 def table() -> str:
     """The whole table, Markdown."""
-    head = "| model | image | tokens | parameters | zero-shot top-1 | PSNR | SSIM |\n| --- | --- | --- | --- | --- | --- | --- |"
+    head = "| model | image | tokens | parameters | zero-shot top-1 | PSNR | SSIM |\n" + "| --- " * 7 + "|"
     ours = "\n".join(row(folder) for folder in sorted(MODELS.iterdir()) if (folder / "results.json").exists())
     return f"{head}\n{ours}\n{PUBLISHED}"
 
@@ -43,7 +42,9 @@ def main() -> None:
     before, rest = readme.read_text(encoding="utf-8").split("-->\n", 1)
     _, after = rest.split("<!-- /models -->", 1)
     readme.write_text(f"{before}-->\n{table()}\n<!-- /models -->{after}", encoding="utf-8")
-    samples = [{"image": photo.read_bytes()} for photo in photographs()]
+    samples = [
+        {"image": photo.read_bytes()} for photo in sorted((MODELS.parent / "demo" / "photos").glob("*.jpg"))
+    ]
     grid = reconstruction_grid(qlip.load("qlip-tiny"), samples, columns=6, zoom=2)
     grid.save(ROOT / "docs" / "images" / "qlip-tiny.png")
 

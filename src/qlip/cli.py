@@ -28,7 +28,7 @@ DEFAULT_MODEL = "qlip-tiny"
 
 err = Console(stderr=True)
 
-Paths = Annotated[tuple[Path, ...], tyro.conf.Positional]
+Paths = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH…")]
 Model = Annotated[str, tyro.conf.arg(help="A bundled name, a folder, or a hub id such as nvidia/QLIP-B-16-256.")]
 Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"],
@@ -102,7 +102,7 @@ def tokenize(
 
     written, num_rows, failures = tokenize_files(_load(model, device), paths, out, _track("tokenizing"))
     if written:
-        _say(f"{num_rows:,} pictures in {_and_more(written)}")
+        _say(f"{_pictures(num_rows)} in {_and_more(written)}")
     return _finish(num_rows, failures, strict)
 
 
@@ -116,7 +116,7 @@ def detokenize(paths: Paths, /, *, out: Path, model: Model = DEFAULT_MODEL, devi
     from qlip.jobs.tokens import detokenize_files
 
     written = detokenize_files(_load(model, device), paths, out, _track("rebuilding"))
-    _say(f"{len(written):,} pictures in {out}")
+    _say(f"{_pictures(len(written))} in {out}")
     return 0
 
 
@@ -151,6 +151,7 @@ def reconstruct(
             for column, footer in zip(table.columns, footers, strict=True):
                 column.footer = footer
             _print(table)
+        _say(f"{_pictures(len(results))} beside what was rebuilt, in {out}")
     return _finish(len(results), failures, strict)
 
 
@@ -236,10 +237,8 @@ def train(*arguments: str) -> int:
 
     if not arguments or arguments[0].startswith("-"):
         names = ", ".join(recipe_names())
-        err.print(
-            f"Usage: qlip train RECIPE --out DIR [options]\n\nRecipes: {names}, or the recipe.json of a run."
-        )
-        err.print("`qlip train RECIPE --help` lists every option.")
+        _say(f"usage: qlip train RECIPE --out DIR [OPTIONS]\n\nRecipes: {names}, or the recipe.json of a run.")
+        _say("`qlip train RECIPE --help` lists every option.")
         return 0 if arguments and arguments[0] in ("-h", "--help") else 2
 
     @dataclass(frozen=True)
@@ -252,11 +251,15 @@ def train(*arguments: str) -> int:
 
     name, *rest = arguments
     default = Train(out=tyro.MISSING, recipe=load_recipe(name))
-    args = tyro.cli(Train, args=rest, default=default, prog=f"qlip train {name}", description=train.__doc__)
+    args = tyro.cli(
+        Train, args=rest, default=default, prog=f"qlip train {name}", description=train.__doc__, config=CONFIG
+    )
     run(args.recipe, args.out, args.resume)
     _say(f"the tokenizer is in {args.out / 'model'}; try: qlip verify {args.out / 'model'}")
     return 0
 
+
+CONFIG = (tyro.conf.FlagCreatePairsOff,)
 
 COMMANDS: dict[str, Callable[..., int]] = {
     f.__name__: f for f in (info, verify, tokenize, detokenize, reconstruct, classify, train, publish, demo)
@@ -266,7 +269,8 @@ COMMANDS: dict[str, Callable[..., int]] = {
 def main() -> None:
     """Run the command line and exit with its code."""
     logging.basicConfig(level="INFO", format="%(message)s", handlers=[RichHandler(console=err, show_path=False)])
-    logging.getLogger("httpx").setLevel("WARNING")
+    for library in ("httpx", "httpx2"):  # the hub client's, a line a request
+        logging.getLogger(library).setLevel("WARNING")
     try:
         code = _dispatch(sys.argv[1:])
         sys.stdout.flush()
@@ -291,7 +295,7 @@ def _dispatch(argv: list[str]) -> int:
         return train(*argv[1:])
     description = "Text-aligned visual tokens: pictures to a few binary tokens and back, and to words."
     return tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, args=argv, prog="qlip", description=description, config=(tyro.conf.OmitArgPrefixes,)
+        COMMANDS, args=argv, prog="qlip", description=description, config=CONFIG
     )
 
 
@@ -328,6 +332,10 @@ def _fail(error: Exception) -> int:
 
 def _say(message: str) -> None:
     err.print(message, highlight=False, markup=False, soft_wrap=True)
+
+
+def _pictures(count: int) -> str:
+    return f"{count:,} picture{'s' * (count != 1)}"
 
 
 def _and_more(paths: list[Path]) -> str:

@@ -32,7 +32,7 @@ def random_resized_crop(
     aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
     w = min(width, max(1, round(math.sqrt(area * aspect))))
     h = min(height, max(1, round(math.sqrt(area / aspect))))
-    left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
+    left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
     image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))
     if flip and rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -70,7 +70,7 @@ def zero_shot(
     hits = {1: 0, 5: 0}
     for batch in _batches(samples):
         pixel_values = model.need_image_processor()([sample["image"] for sample in batch]).to(model.device)
-        best = model.similarity(model.encode_image(pixel_values), text).topk(5).indices.cpu()
+        best = model.similarity(model.encode_image(pixel_values), text).topk(min(5, len(names))).indices.cpu()
         correct = best == torch.tensor([sample["label"] for sample in batch])[:, None]
         for k in hits:
             hits[k] += int(correct[:, :k].any(1).sum())

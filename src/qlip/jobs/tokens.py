@@ -85,7 +85,7 @@ def detokenize_files(model: QLIP, paths: Sequence[Path], out: Path, track: Track
     written = [out / name for name in output_names(source.keys())]
     progress = iter(track(written))
     for _, tokens in source.batches():
-        for pixels in to_uint8(model.detokenize(torch.from_numpy(tokens))):
+        for pixels in to_uint8(model.detokenize(torch.tensor(tokens))):
             save_png(Image.fromarray(pixels.permute(1, 2, 0).numpy()), next(progress))
     return written
 

@@ -167,7 +167,7 @@ class QLIPConfig:
             if not isinstance(config.get(key), dict):
                 raise InputError(f"config has no section {key!r}: this is not a QLIP tokenizer's config.json")
         vision = config["vision_config"]
-        quantizer = vision.get("quantizer_cfg", {})
+        quantizer = vision.get("quantizer_cfg") or {}
         _check_supported(vision, quantizer)
         decoder = _read(ImageTowerConfig, config["decoder_config"])
         if vision.get("hidden_size_post_q", decoder.hidden_size) != decoder.hidden_size:

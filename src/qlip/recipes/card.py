@@ -86,6 +86,7 @@ def _card(
     steps, batch_size = recipe["fit"]["steps"], recipe["batch_size"]
     rates = [entry["images_per_s"] for entry in log if "loss" in entry and "images_per_s" in entry]
     hours = steps * batch_size / (sorted(rates)[len(rates) // 2]) / 3600
+    num_bytes = config.num_tokens * config.num_bits // 8
     weights = {k.removesuffix("_weight"): v for k, v in recipe["task"].items() if k.endswith("_weight")}
     rows = [
         f"| {label} | {form.format(measured['results'][key])} |"
@@ -102,8 +103,8 @@ def _card(
         f"# {name}",
         "",
         f"A QLIP tokenizer: a {config.vision.image_size} × {config.vision.image_size} image becomes "
-        f"{config.num_tokens} tokens of {config.num_bits} bits "
-        f"({config.num_tokens * config.num_bits // 8} bytes), from which it is rebuilt, and whose encoder classifies with words. "
+        f"{config.num_tokens} tokens of {config.num_bits} bits ({num_bytes} bytes), from which it is rebuilt, "
+        "and whose encoder classifies with words. "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters; ids `{model.id_hash()}`.",
         "",
         "```python",

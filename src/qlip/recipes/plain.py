@@ -25,9 +25,10 @@ def from_plain(kind: Any, value: Any) -> Any:
         InputError: a field that the type does not have.
     """
     if dataclasses.is_dataclass(kind):
+        kind = typing.cast(type, kind)
         hints = typing.get_type_hints(kind)
         if unknown := value.keys() - hints.keys():
-            raise InputError(f"{getattr(kind, '__name__', kind)} has no field {min(unknown)!r}")
+            raise InputError(f"{kind.__name__} has no field {min(unknown)!r}")
         return kind(**{name: from_plain(hints[name], item) for name, item in value.items()})
     if typing.get_origin(kind) is tuple:
         item_kind = typing.get_args(kind)[0]

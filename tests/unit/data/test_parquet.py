@@ -21,7 +21,9 @@ def test_rows_of_several_files_in_order(tmp_path):
         write(tmp_path / f"part-{i}.parquet", image=images, label=pa.array(range(count), pa.int16()))
     samples = ParquetSamples([tmp_path])
     assert len(samples) == 8
-    assert [s["image"] for s in samples] == [f"{i}.{k}".encode() for i, n in enumerate((3, 1, 4)) for k in range(n)]
+    assert [s["image"] for s in samples] == [
+        f"{i}.{k}".encode() for i, n in enumerate((3, 1, 4)) for k in range(n)
+    ]
     assert samples[3] == {"image": b"1.0", "label": 0, "key": "part-1.parquet:0"}
     assert [s["key"] for s in samples[2:5]] == ["part-0.parquet:2", "part-1.parquet:0", "part-2.parquet:0"]
     with pytest.raises(IndexError):

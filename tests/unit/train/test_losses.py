@@ -33,7 +33,9 @@ def test_equal_captions_share_the_target_in_both_directions():
 def test_a_perfect_model_does_not_fight_itself_over_equal_captions():
     group = torch.tensor([0, 0, 1, 1])
     perfect = 50.0 * (group[:, None] == group[None]).float()
-    assert contrastive_loss(perfect, group).item() == pytest.approx(np.log(2), abs=1e-4)  # shared by two: its floor
+    assert contrastive_loss(perfect, group).item() == pytest.approx(
+        np.log(2), abs=1e-4
+    )  # shared by two: its floor
     logits = perfect.clone().requires_grad_()
     contrastive_loss(logits, group).backward()
     assert logits.grad.abs().max() < 1e-6

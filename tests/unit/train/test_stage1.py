@@ -23,7 +23,9 @@ def batch(model, size=8):
 
 
 def test_the_loss_is_the_papers_weighted_sum(small_model):
-    config = Stage1Config(reconstruction_weight=7.0, alignment_weight=3.0, quantizer_weight=2.0, commitment_weight=0.5)
+    config = Stage1Config(
+        reconstruction_weight=7.0, alignment_weight=3.0, quantizer_weight=2.0, commitment_weight=0.5
+    )
     data = batch(small_model)
     std = torch.tensor(small_model.image_processor.std)
     terms, _ = Stage1(small_model, config, std).losses(data)

@@ -1,0 +1,231 @@
+"""The commands as a person types them, on real photographs and on bad files."""
+
+import json
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+import skimage.metrics
+import torch
+from PIL import Image
+
+import qlip
+from qlip import cli
+from qlip.data.token_file import TokenFormat
+from qlip.train.log import read_log
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call `qlip ARGUMENTS…`; gives exit code, stdout, stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["qlip", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return exit_.value.code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def model(small_model, tmp_path):
+    """The folder of a saved small model."""
+    small_model.save(tmp_path / "small")
+    return tmp_path / "small"
+
+
+@pytest.fixture
+def mixed(tmp_path, photos):
+    """Good and bad pictures: a folder with two photographs, a subfolder with a namesake, and broken files."""
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    for photo in photos[:2]:
+        (folder / photo.name).write_bytes(photo.read_bytes())
+    Image.open(photos[0]).convert("RGBA").save(folder / "more" / f"{photos[0].stem} ü.png")
+    (folder / "notes.txt").write_text("not a picture, and not looked at")
+    (folder / "empty.jpg").touch()
+    (folder / "junk.png").write_bytes(b"junk")
+    (folder / "truncated.jpg").write_bytes(photos[0].read_bytes()[:2000])
+    return folder
+
+
+def test_pictures_to_tokens_and_back(run, model, mixed, tmp_path):
+    code, out, err = run("tokenize", mixed, "--out", tmp_path / "t.parquet", "--model", model)
+    assert code == 0 and out == ""
+    assert "3 pictures in" in err and "3 failed" in err
+    assert all(name in err for name in ("empty.jpg", "junk.png", "truncated.jpg")) and "notes.txt" not in err
+
+    table = pq.read_table(tmp_path / "t.parquet")
+    loaded = qlip.load(model)
+    expected = loaded.tokenize(table["key"].to_pylist())
+    assert torch.tensor(table["tokens"].to_pylist()).equal(expected)
+    token_format = TokenFormat.read(tmp_path / "t.parquet")
+    assert token_format.id_hash == loaded.id_hash() and token_format.grid == (4, 4) and token_format.bits == 28
+
+    code, _, err = run("detokenize", tmp_path / "t.parquet", "--out", tmp_path / "rebuilt", "--model", model)
+    assert code == 0 and "3 pictures" in err
+    written = sorted(str(p.relative_to(tmp_path / "rebuilt")) for p in (tmp_path / "rebuilt").rglob("*.png"))
+    assert len(written) == 3 and any(name.startswith("more/") for name in written)
+    rebuilt = loaded.detokenize(expected)
+    for key, pixels in zip(table["key"].to_pylist(), rebuilt, strict=True):
+        path = next((tmp_path / "rebuilt").rglob(key.rsplit("/", 1)[1].rsplit(".", 1)[0] + ".png"))
+        found = torch.tensor(list(Image.open(path).tobytes())).view(32, 32, 3)
+        assert (found - (pixels.permute(1, 2, 0) * 255).round()).abs().max() == 0
+
+
+def test_shards_when_out_has_no_suffix(run, model, mixed, tmp_path, monkeypatch):
+    monkeypatch.setattr("qlip.jobs.tokens.SHARD_ROWS", 2)
+    monkeypatch.setattr("qlip.jobs.pictures.Pictures.batch_size", 2, raising=False)
+    for i in range(5):
+        (mixed / f"copy-{i}.jpg").write_bytes((mixed / "astronaut.jpg").read_bytes())
+    code, _, err = run("tokenize", mixed, "--out", tmp_path / "shards", "--model", model)
+    assert code == 0 and "8 pictures in" in err
+    code, _, err = run("tokenize", mixed, "--out", tmp_path / "shards", "--model", model)
+    assert code == 1 and "already holds tokens" in err
+    code, _, _ = run("detokenize", tmp_path / "shards", "--out", tmp_path / "rebuilt", "--model", model)
+    assert code == 0 and len(list((tmp_path / "rebuilt").rglob("*.png"))) == 8
+
+
+def test_ids_of_another_tokenizer_are_refused(run, model, mixed, small_model, tmp_path):
+    run("tokenize", mixed, "--out", tmp_path / "t.parquet", "--model", model)
+    with torch.no_grad():
+        small_model.vision_decoder.norm.weight.add_(1)  # a better decoder reads the same ids …
+    small_model.save(tmp_path / "decoder")
+    with torch.no_grad():
+        small_model.vision_model.quant_embed.c_proj.weight.add_(1)  # … another encoder makes others
+    small_model.save(tmp_path / "encoder")
+    ids = tmp_path / "t.parquet"
+    assert run("detokenize", ids, "--out", tmp_path / "a", "--model", tmp_path / "decoder")[0] == 0
+    code, _, err = run("detokenize", ids, "--out", tmp_path / "b", "--model", tmp_path / "encoder")
+    assert code == 1 and "holds ids" in err and "--model" in err and not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("command", ("tokenize", "reconstruct", "classify"))
+def test_exit_codes_for_bad_pictures(run, model, mixed, tmp_path, command):
+    extra = ["--labels", "a", "b"] if command == "classify" else ["--out", tmp_path / "out.d" / "x.parquet"]
+    if command == "reconstruct":
+        extra = ["--out", tmp_path / "pairs"]
+    good, bad = mixed / "astronaut.jpg", mixed / "junk.png"
+    assert run(command, good, bad, *extra, "--model", model)[0] == 0
+    assert run(command, good, bad, *extra, "--model", model, "--strict")[0] == 1
+    code, out, err = run(command, bad, tmp_path / "nowhere.jpg", *extra, "--model", model)
+    assert code == 1 and out == "" and "junk.png" in err and "nowhere.jpg" in err
+
+
+def test_no_output_file_when_nothing_succeeded(run, model, mixed, tmp_path):
+    assert run("tokenize", mixed / "junk.png", "--out", tmp_path / "t.parquet", "--model", model)[0] == 1
+    assert run("reconstruct", mixed / "junk.png", "--out", tmp_path / "pairs", "--model", model)[0] == 1
+    assert not (tmp_path / "t.parquet").exists() and not (tmp_path / "pairs").exists()
+
+
+def test_reconstruct_measures_what_it_writes(run, model, mixed, tmp_path):
+    code, out, _ = run("reconstruct", mixed, "--out", tmp_path / "pairs", "--model", model, "--json")
+    report = json.loads(out)
+    assert code == 0 and len(report["pictures"]) == 3
+    for entry in report["pictures"]:
+        pair = torch.tensor(list(Image.open(entry["output"]).tobytes())).view(32, 64, 3).byte().numpy()
+        left, right = pair[:, :32], pair[:, 32:]
+        assert entry["psnr"] == pytest.approx(skimage.metrics.peak_signal_noise_ratio(left, right), abs=1e-9)
+        expected = skimage.metrics.structural_similarity(
+            left, right, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+        assert entry["ssim"] == pytest.approx(expected, abs=1e-9)
+    mean = sum(e["psnr"] for e in report["pictures"]) / 3
+    assert report["mean"]["psnr"] == pytest.approx(mean)
+    code, out, _ = run("reconstruct", mixed, "--out", tmp_path / "pairs", "--model", model)
+    assert f"{mean:.2f}" in out and "mean of 3" in out
+
+
+def test_classify(run, model, mixed):
+    code, out, _ = run("classify", mixed / "astronaut.jpg", "--labels", "red", "blue", "--model", model, "--json")
+    (entry,) = json.loads(out)
+    assert code == 0 and set(entry["labels"]) == {"red", "blue"}
+    assert sum(entry["labels"].values()) == pytest.approx(1)
+    assert list(entry["labels"].values()) == sorted(entry["labels"].values(), reverse=True)
+    code, _, err = run("classify", mixed / "astronaut.jpg", "--labels", "a", "--templates", "x", "--model", model)
+    assert code == 1 and "{}" in err
+
+
+def test_info_and_verify(run, model):
+    code, out, _ = run("info", model, "--json")
+    facts = json.loads(out)
+    assert code == 0 and facts["ids"] == qlip.load(model).id_hash() and facts["bytes_per_image"] == 56
+    code, out, _ = run("verify", model, "--json")
+    checks = {check["name"]: check["passed"] for check in json.loads(out)}
+    assert checks["tokens"] and checks["finite"] and code == (0 if all(checks.values()) else 1)
+    (model / "model.safetensors").write_bytes(b"x" * 100)
+    code, out, _ = run("verify", model)
+    assert code == 1 and "model.safetensors" in out
+
+
+def test_words_that_are_no_command_or_option(run):
+    assert run("frobnicate")[0] == 2
+    assert run("tokenize", "a.jpg")[0] == 2  # no --out
+    assert run("train")[0] == 2
+    assert run("train", "no-such-recipe", "--out", "x")[0] == 1
+    code, _, err = run("info", "no-such-model")
+    assert code == 1 and "qlip-tiny" in err
+    code, out, _ = run("--help")
+    assert code == 0 and all(command in out for command in cli.COMMANDS)
+
+
+SMALL_RUN = (
+    "--no-compile --batch-size 8 --fit.steps 6 --fit.warmup-steps 1 --fit.eval-every 3 --fit.save-every 3 "
+    "--fit.log-every 1 --model.vision.hidden-size 32 --model.vision.num-hidden-layers 1 "
+    "--model.vision.intermediate-size 48 --model.vision.image-size 32 --model.vision.num-attention-heads 2 "
+    "--model.decoder.hidden-size 32 --model.decoder.num-hidden-layers 1 --model.decoder.intermediate-size 48 "
+    "--model.decoder.image-size 32 --model.decoder.num-attention-heads 2 --model.text.hidden-size 32"
+).split()
+
+
+def test_train_resume_publish_and_use(run, color_data, tmp_path):
+    files = ["--data.train", color_data / "train.parquet", "--data.val", color_data / "val.parquet"]
+    files += ["--data.classes", color_data / "classes.json"]
+    folder = tmp_path / "run"
+    code, _, err = run("train", "tiny", *files, *SMALL_RUN, "--out", folder)
+    assert code == 0, err
+    assert {p.name for p in folder.iterdir()} >= {
+        "recipe.json", "log.jsonl", "curves.png", "reconstructions.png", "checkpoints", "model",
+    }  # fmt: skip
+    entries = read_log(folder / "log.jsonl")
+    assert [e["step"] for e in entries if "loss" in e] == [1, 2, 3, 4, 5, 6]
+    assert {"eval/psnr", "eval/ssim", "eval/top1", "eval/bit_entropy"} <= entries[-1].keys()
+
+    code, _, err = run("train", "tiny", *files, *SMALL_RUN, "--out", folder)
+    assert code == 1 and "--resume" in err
+    code, _, err = run("train", folder / "recipe.json", "--out", folder, "--resume", "--fit.steps", 8)
+    assert code == 0 and [e["step"] for e in read_log(folder / "log.jsonl") if "loss" in e][-1] == 8
+    code, _, err = run("train", folder / "recipe.json", "--out", folder, "--resume", "--seed", 1)
+    assert code == 1 and "another 'seed'" in err
+
+    val, classes = ["--val", color_data / "val.parquet"], ["--classes", color_data / "classes.json"]
+    code, out, _ = run("publish", folder, "--name", "colors", "--out", tmp_path / "colors", *val, *classes)
+    assert code == 0 and {"psnr", "ssim", "top1"} <= json.loads(out).keys()
+    card = (tmp_path / "colors" / "README.md").read_text()
+    assert f"{json.loads(out)['psnr']:.2f} dB" in card and "16 samples" in card
+    assert run("info", tmp_path / "colors")[0] == 0
+    assert run("demo", "--model", tmp_path / "colors", "--out", tmp_path / "report")[0] == 0
+    assert (tmp_path / "report" / "index.html").stat().st_size > 10_000
+
+
+def test_train_names_what_is_missing(run, color_data, tmp_path):
+    out = ["--out", tmp_path / "run"]
+    code, _, err = run("train", "tiny", *out)
+    assert code == 1 and "no data" in err
+    code, _, err = run("train", "tiny", *out, "--data.train", tmp_path / "nowhere.parquet")
+    assert code == 1 and "nowhere.parquet" in err
+    train = ["--data.train", color_data / "train.parquet"]
+    code, _, err = run("train", "tiny", *out, *train, *SMALL_RUN)
+    assert code == 1 and "class-name" in err
+    code, _, err = run("train", "tiny", *out, *train, "--batch-size", 1000)
+    assert code == 1
+    assert run("train", "tiny", *out, *train, "--frobnicate", 1)[0] == 2
+
+
+def test_the_installed_command_answers():
+    result = subprocess.run([sys.executable, "-m", "qlip.cli", "--help"], capture_output=True, text=True)
+    assert result.returncode == 0 and "tokenize" in result.stdout

@@ -1,0 +1,54 @@
+import io
+
+import numpy as np
+import pytest
+import skimage.metrics
+import torch
+from PIL import Image
+
+from qlip.eval.pictures import reconstruction_grid
+from qlip.eval.protocols import code_use, reconstruction, zero_shot
+
+
+def samples(photos):
+    return [{"image": photo.read_bytes(), "label": i % 3} for i, photo in enumerate(photos)]
+
+
+def test_reconstruction_is_the_mean_over_pictures(small_model, photos):
+    results = reconstruction(small_model, samples(photos))
+    processor = small_model.image_processor
+    scores, tokens = [], []
+    for photo in photos:
+        original = processor.preprocess(photo)
+        tokens.append(small_model.tokenize(original))
+        rebuilt = (small_model.detokenize(tokens[-1])[0].permute(1, 2, 0) * 255).round().byte().numpy()
+        scores.append(skimage.metrics.peak_signal_noise_ratio(np.array(original), rebuilt))
+    assert results["psnr"] == pytest.approx(np.mean(scores), abs=1e-6)
+    assert results.items() >= code_use(torch.cat(tokens), 28).items()
+
+
+def test_code_use():
+    assert code_use(torch.tensor([[0, 1, 2, 3]]), 2) == {"bit_entropy": 2.0, "distinct_tokens": 1.0}
+    assert code_use(torch.tensor([[3, 3, 3, 3]]), 2) == {"bit_entropy": 0.0, "distinct_tokens": 0.25}
+    use = code_use(torch.tensor([[0, 0, 0, 1]]), 2)
+    assert use["bit_entropy"] == pytest.approx(-(0.25 * np.log2(0.25) + 0.75 * np.log2(0.75)))
+
+
+def test_zero_shot_counts_what_classify_says(small_model, photos):
+    names, templates = ["red square", "green square", "blue square"], ["a {}.", "{}"]
+    data = samples(photos)
+    results = zero_shot(small_model, data, names, templates)
+    best = small_model.classify([s["image"] for s in data], names, templates).argmax(1)
+    assert results["top1"] == pytest.approx(
+        (best == torch.tensor([s["label"] for s in data])).float().mean().item()
+    )
+    assert results["top5"] == 1.0  # only three classes
+
+
+def test_grid_shows_originals_above_what_is_rebuilt(small_model, photos):
+    data = samples(photos[:5])
+    grid = reconstruction_grid(small_model, data, columns=3, zoom=1)
+    assert grid.size == (3 * 36 - 4, 2 * 72 - 4)
+    original = Image.open(io.BytesIO(data[4]["image"]))
+    cell = grid.crop((36, 72, 36 + 32, 72 + 32))  # second row, second column, upper half
+    assert cell.tobytes() == small_model.image_processor.preprocess(original).tobytes()
