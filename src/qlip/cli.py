@@ -197,7 +197,7 @@ def demo(*, out: Path = Path("report"), model: Model = DEFAULT_MODEL, device: De
     """
     from qlip.demo.report import build, print_summary
 
-    summary = build(_load(model, device), out)
+    summary = build(_load(model, device), out, _track("photographs"))
     print_summary(summary, Console())
     return 0
 

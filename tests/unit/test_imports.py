@@ -14,6 +14,7 @@ SRC = Path(qlip.__file__).parent
 # A room may import itself and the rooms of a lower rank; rooms of one rank do not know each other.
 RANK = {
     "errors": 0,
+    "files": 1,
     "environment": 0,
     "bits": 1,
     "data": 2,

@@ -5,11 +5,10 @@ A file appears whole or not at all.
 """
 
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 
 from qlip.data.parquet import find_parquet
 from qlip.errors import InputError
+from qlip.files import whole_file
 
 FORMAT_VERSION = 1
 _METADATA_KEY = b"qlip"
@@ -78,42 +78,26 @@ class TokenFormat:
         return cls(**fields | {"grid": tuple(fields["grid"])})
 
 
-class TokenWriter:
-    """Writes one token file, row group by row group; use it in a `with` block.
+@contextmanager
+def token_writer(path: Path, token_format: TokenFormat) -> Iterator[Callable[[Sequence[str], np.ndarray], None]]:
+    """Write one token file, batch after batch; it appears when the block ends well.
 
-    The file gets its name when the block ends well and holds a row; else nothing is left.
+    Args:
+        path: the file.
+        token_format: what it says of its ids.
+
+    Yields:
+        a function that adds rows: B keys and (B, N) ids.
     """
+    schema = token_format.schema()
 
-    def __init__(self, path: Path, token_format: TokenFormat):
-        """Open `path` for writing, beside its final name.
+    def write(keys: Sequence[str], tokens: np.ndarray) -> None:
+        ids = pa.array(tokens.astype(token_format.dtype).reshape(-1))
+        lists = pa.FixedSizeListArray.from_arrays(ids, type=schema.field("tokens").type)
+        writer.write_table(pa.table([pa.array(keys, pa.string()), lists], schema=schema))
 
-        Raises:
-            OSError: the folder cannot be written to.
-        """
-        self.path, self.format, self.num_rows = path, token_format, 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._unfinished = path.with_name(f".{path.name}.unfinished")
-        self._writer = pq.ParquetWriter(self._unfinished, token_format.schema(), compression="zstd")
-
-    def __enter__(self) -> "TokenWriter":
-        return self
-
-    def write(self, keys: Sequence[str], tokens: np.ndarray) -> None:
-        """Add rows: B keys and (B, N) ids."""
-        flat = pa.array(tokens.astype(self.format.dtype).reshape(-1))
-        schema = self.format.schema()
-        lists = pa.FixedSizeListArray.from_arrays(flat, type=schema.field("tokens").type)
-        self._writer.write_table(pa.table([pa.array(keys, pa.string()), lists], schema=schema))
-        self.num_rows += len(keys)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._writer.close()
-        if kind is None and self.num_rows:
-            os.replace(self._unfinished, self.path)
-        else:
-            self._unfinished.unlink(missing_ok=True)
+    with whole_file(path) as unfinished, pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
+        yield write
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ photo ─ preprocess ─┬─ tokenize ─ detokenize ─── PSNR, SSIM ─�
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -25,8 +24,8 @@ from qlip.demo.codecs import CODECS, read, write_lossless
 from qlip.demo.page import render
 from qlip.demo.summary import Example, Photo, Rendition, Row, Summary
 from qlip.demo.tokenmap import draw, token_colors
-from qlip.errors import InputError
 from qlip.eval.metrics import psnr, ssim, stack_uint8, to_uint8
+from qlip.files import whole_file
 from qlip.model.qlip import QLIP
 
 PHOTOS = files("qlip.demo") / "photos"
@@ -34,7 +33,7 @@ TEMPLATES = ("a photo of {}.",)  # the labels bring their own article
 OURS = "QLIP"
 
 
-def build(model: QLIP, out: Path) -> Summary:
+def build(model: QLIP, out: Path, track: Callable[[Iterable], Iterable] = iter) -> Summary:
     """Run the demo and write its page.
 
     The same model gives the same page, byte for byte, on one machine. The time goes into AVIF files: some ten
@@ -43,6 +42,7 @@ def build(model: QLIP, out: Path) -> Summary:
     Args:
         model: a tokenizer with an image processor; without a text vocabulary the words are left out.
         out: folder for `index.html`, made if need be. The page needs no other file.
+        track: shows progress over the photographs.
 
     Returns:
         The numbers, and where the page is.
@@ -50,7 +50,7 @@ def build(model: QLIP, out: Path) -> Summary:
     Raises:
         InputError: the model takes no pictures, this Pillow lacks a format, or `out` cannot be written.
     """
-    examples = tuple(_examples(model))
+    examples = tuple(_examples(model, track))
     decoder = (model.vision_model.quant_embed_post, model.vision_decoder)
     summary = Summary(
         name=model.name,
@@ -61,7 +61,8 @@ def build(model: QLIP, out: Path) -> Summary:
         examples=examples,
         path=out / "index.html",
     )
-    _write_whole(summary.path, render(summary))
+    with whole_file(summary.path) as unfinished:
+        unfinished.write_text(render(summary), encoding="utf-8")
     return summary
 
 
@@ -97,7 +98,7 @@ def read_photos() -> list[tuple[Photo, bytes]]:
     return [(photo := Photo(**entry), (PHOTOS / photo.file).read_bytes()) for entry in entries]
 
 
-def _examples(model: QLIP) -> Iterator[Example]:
+def _examples(model: QLIP, track: Callable[[Iterable], Iterable]) -> Iterator[Example]:
     photos, encoded = zip(*read_photos(), strict=True)
     tokens = model.tokenize(encoded)
     rebuilt = to_uint8(model.detokenize(tokens)).permute(0, 2, 3, 1).numpy()
@@ -106,10 +107,9 @@ def _examples(model: QLIP) -> Iterator[Example]:
     labels = [photo.label for photo in photos]
     chances = model.classify(encoded, labels, TEMPLATES) if model.text_tokenizer is not None else None
     num_bytes = -(-model.config.num_tokens * model.config.num_bits // 8)
-    assert model.image_processor is not None  # or `tokenize` has said so
-    originals = [model.image_processor.preprocess(file) for file in encoded]
+    originals = [model.need_image_processor().preprocess(file) for file in encoded]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        all_files = list(pool.map(partial(_files, num_bytes=num_bytes), originals))
+        all_files = list(track(pool.map(partial(_files, num_bytes=num_bytes), originals)))
     for i, (photo, original, (near, free)) in enumerate(zip(photos, originals, all_files, strict=True)):
         ours = _rendition(OURS, original, write_lossless(Image.fromarray(rebuilt[i])), num_bytes)
         ranked = [] if chances is None else sorted(zip(chances[i].tolist(), labels, strict=True), reverse=True)
@@ -156,17 +156,3 @@ def _rows(examples: Sequence[Example]) -> Iterator[Row]:
             header=header,
             header_free_psnr=mean(e.header_free[i].psnr for e in examples),
         )
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    unfinished = path.with_suffix(".unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}): choose another folder") from error
-    finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)

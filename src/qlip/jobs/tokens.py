@@ -1,6 +1,5 @@
 """Pictures to token files, and token files to pictures."""
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,9 +7,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from qlip.data.token_file import TokenFiles, TokenFormat, TokenWriter
+from qlip.data.token_file import TokenFiles, TokenFormat, token_writer
 from qlip.errors import InputError
 from qlip.eval.metrics import to_uint8
+from qlip.files import whole_file
 from qlip.jobs.pictures import Pictures, Track, find_pictures, output_names
 from qlip.model.qlip import QLIP
 
@@ -48,15 +48,14 @@ def tokenize_files(
     written: list[Path] = []
     num_rows = 0
     with ExitStack() as stack:
-        writer = None
+        rows_in_shard = 0
         for keys, images in pictures.batches(track):
-            if writer is None or (not out.suffix and writer.num_rows + len(keys) > SHARD_ROWS):
-                stack.close()
-                path = out if out.suffix else out / f"tokens-{len(written):05d}.parquet"
-                writer = stack.enter_context(TokenWriter(path, token_format(model)))
-                written.append(path)
-            writer.write([str(key) for key in keys], model.tokenize(images).numpy())
-            num_rows += len(keys)
+            if not written or (not out.suffix and rows_in_shard + len(keys) > SHARD_ROWS):
+                stack.close()  # the shard before is complete
+                written.append(out if out.suffix else out / f"tokens-{len(written):05d}.parquet")
+                write, rows_in_shard = stack.enter_context(token_writer(written[-1], token_format(model))), 0
+            write([str(key) for key in keys], model.tokenize(images).numpy())
+            num_rows, rows_in_shard = num_rows + len(keys), rows_in_shard + len(keys)
     return written, num_rows, pictures.failures
 
 
@@ -92,10 +91,5 @@ def detokenize_files(model: QLIP, paths: Sequence[Path], out: Path, track: Track
 
 def save_png(picture: Image.Image, path: Path) -> None:
     """Write a PNG, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
+    with whole_file(path) as unfinished:
         picture.save(unfinished, format="PNG")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

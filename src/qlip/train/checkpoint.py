@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from qlip.errors import InputError
+from qlip.files import whole_file
 
 if TYPE_CHECKING:
     from qlip.train.fit import Task
@@ -19,20 +20,14 @@ def save_checkpoint(out: Path, task: "Task", step: int, keep: int) -> Path:
 
     The file appears whole or not at all: it is written beside, flushed to disk and renamed.
     """
-    folder = out / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{name}": value for name, value in task.model.state_dict().items()}
     for i, state in task.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{name}": value for name, value in state.items()}
-    path = folder / f"step-{step:07d}.safetensors"
-    unfinished = path.with_suffix(".unfinished")
-    try:
+    path = out / "checkpoints" / f"step-{step:07d}.safetensors"
+    with whole_file(path) as unfinished:
         save_file({k: v.contiguous() for k, v in tensors.items()}, unfinished, metadata={"step": str(step)})
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
     for old in _checkpoints(out)[:-keep]:
         old.unlink()
     return path

@@ -101,7 +101,7 @@ def test_a_crash_while_saving_keeps_the_checkpoint_before(tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("qlip.train.checkpoint.save_file", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(InputError, match="No space"):
         save_checkpoint(tmp_path, task, 2, keep=1)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-0000001.safetensors"]
     assert load_checkpoint(latest_checkpoint(tmp_path), task) == 1

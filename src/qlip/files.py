@@ -1,0 +1,32 @@
+"""Files that appear whole or not at all."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from qlip.errors import InputError
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Write a file beside its name, and give it the name when the block ends well.
+
+    Args:
+        path: the file; its folder is made if need be, and a file that is there is replaced.
+
+    Yields:
+        where to write; if the block fails, what was written is deleted.
+
+    Raises:
+        InputError: the folder cannot be written to, or the disk is full.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        unfinished.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error}): choose another place") from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
