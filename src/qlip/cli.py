@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import track as rich_track
 from rich.table import Table
 
@@ -58,9 +59,8 @@ def info(
     else:
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         for name, value in facts.items():
-            table.add_row(
-                f"[bold]{name.replace('_', ' ')}", f"{value:,}" if isinstance(value, int) else str(value)
-            )
+            text = f"{value:,}" if isinstance(value, int) else escape(value)
+            table.add_row(f"[bold]{name.replace('_', ' ')}", text)
         _print(table)
     return 0
 
@@ -85,7 +85,7 @@ def verify(
     else:
         for check in checks:
             mark = "[green]✓[/]" if check.passed else "[red]✗[/]"
-            Console(soft_wrap=True).print(f"{mark} [bold]{check.name}[/]  {check.detail}", highlight=False)
+            Console(soft_wrap=True).print(f"{mark} [bold]{check.name}[/]  {escape(check.detail)}", highlight=False)
     return 0 if all(check.passed for check in checks) else 1
 
 
@@ -139,18 +139,19 @@ def reconstruct(
     from qlip.jobs.reconstruct import reconstruct_files
 
     results, failures = reconstruct_files(_load(model, device), paths, out, _track("rebuilding"))
+    mean = {name: sum(getattr(r, name) for r in results) / max(1, len(results)) for name in ("psnr", "ssim")}
+    if json:
+        pictures = [asdict(r) for r in results]
+        _print_json({"pictures": pictures, "mean": mean if results else None, "failed": failures})
+    elif results:
+        table = Table("picture", "PSNR dB", "SSIM", show_footer=True, box=None, padding=(0, 2, 0, 0))
+        for r in results:
+            table.add_row(escape(str(r.path)), f"{r.psnr:.2f}", f"{r.ssim:.4f}")
+        footers = (f"mean of {len(results)}", f"{mean['psnr']:.2f}", f"{mean['ssim']:.4f}")
+        for column, footer in zip(table.columns, footers, strict=True):
+            column.footer = footer
+        _print(table)
     if results:
-        mean = {name: sum(getattr(r, name) for r in results) / len(results) for name in ("psnr", "ssim")}
-        if json:
-            _print_json({"pictures": [asdict(r) for r in results], "mean": mean})
-        else:
-            table = Table("picture", "PSNR dB", "SSIM", show_footer=True, box=None, padding=(0, 2, 0, 0))
-            for r in results:
-                table.add_row(str(r.path), f"{r.psnr:.2f}", f"{r.ssim:.4f}")
-            footers = (f"mean of {len(results)}", f"{mean['psnr']:.2f}", f"{mean['ssim']:.4f}")
-            for column, footer in zip(table.columns, footers, strict=True):
-                column.footer = footer
-            _print(table)
         _say(f"{_pictures(len(results))} beside what was rebuilt, in {out}")
     return _finish(len(results), failures, strict)
 
@@ -178,13 +179,14 @@ def classify(
     from qlip.jobs.classify import classify_files
 
     results, failures = classify_files(_load(model, device), paths, labels, templates, _track("classifying"))
-    if results and json:
-        _print_json([{"path": path, "labels": probabilities} for path, probabilities in results])
+    if json:
+        pictures = [{"path": path, "labels": probabilities} for path, probabilities in results]
+        _print_json({"pictures": pictures, "failed": failures})
     elif results:
         table = Table("picture", "words", box=None, padding=(0, 2, 0, 0))
         for path, probabilities in results:
             best = list(probabilities.items())[:top]
-            table.add_row(str(path), "   ".join(f"{label} {p:.0%}" for label, p in best))
+            table.add_row(escape(str(path)), escape("   ".join(f"{label} {p:.0%}" for label, p in best)))
         _print(table)
     return _finish(len(results), failures, strict)
 
@@ -212,6 +214,7 @@ def publish(
     classes: Path | None = None,
     attribution: Path | None = None,
     dtype: Literal["float32", "bfloat16"] = "bfloat16",
+    license: str = "other",
 ) -> int:
     """Turn a training run into a checkpoint folder with a model card, measured on held-out data.
 
@@ -223,23 +226,23 @@ def publish(
         classes: JSON file of class names, if they have labels.
         attribution: Text on the training data and the weights' licence, copied into the folder and the card.
         dtype: Of the weights in the file.
+        license: Of the weights, by its identifier on the hub, for example apache-2.0.
     """
     from qlip.recipes.card import publish as run_publish
 
-    _print_json(run_publish(run, name, out, val, classes, attribution, dtype))
+    _print_json(run_publish(run, name, out, val, classes, attribution, dtype, license, _track("measuring")))
     return 0
 
 
 def train(*arguments: str) -> int:
     """Train a tokenizer: `qlip train RECIPE --out DIR [--resume] [any field of the recipe]`."""
-    from qlip.recipes import load_recipe, recipe_names
+    from qlip.recipes import describe_recipes, load_recipe
     from qlip.recipes.stage1 import Recipe, run
 
     if not arguments or arguments[0].startswith("-"):
-        names = ", ".join(recipe_names())
-        _say(f"usage: qlip train RECIPE --out DIR [OPTIONS]\n\nRecipes: {names}, or the recipe.json of a run.")
-        _say("`qlip train RECIPE --help` lists every option.")
-        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+        asked = bool(arguments) and arguments[0] in ("-h", "--help")
+        print(TRAIN_USAGE + describe_recipes(), file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
 
     @dataclass(frozen=True)
     class Train:
@@ -258,6 +261,15 @@ def train(*arguments: str) -> int:
     _say(f"the tokenizer is in {args.out / 'model'}; try: qlip verify {args.out / 'model'}")
     return 0
 
+
+TRAIN_USAGE = """\
+usage: qlip train RECIPE --out DIR [--resume] [OPTIONS]
+
+Train a tokenizer. RECIPE is one of the names below, or the recipe.json of a run; every field of it is an option:
+`qlip train RECIPE --help` lists them. With --resume an interrupted run goes on from its latest checkpoint.
+
+Recipes:
+"""
 
 CONFIG = (tyro.conf.FlagCreatePairsOff,)
 
@@ -300,15 +312,10 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _load(name: str, device: str, revision: str | None = None) -> "QLIP":
-    import torch
-
     import qlip
+    from qlip.environment import resolve_device
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cuda":
-            _say(f"computing on {torch.cuda.get_device_name()}")
-    return qlip.load(name, device=device, revision=revision)
+    return qlip.load(name, device=resolve_device(device), revision=revision)
 
 
 def _track(what: str) -> Callable[[Iterable], Iterable]:

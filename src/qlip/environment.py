@@ -1,5 +1,6 @@
-"""Hardware, versions and commit, for whatever reports numbers."""
+"""The device to compute on; hardware, versions and commit for whatever reports numbers."""
 
+import logging
 import os
 import platform
 import subprocess
@@ -7,6 +8,30 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from qlip.errors import InputError
+
+
+def resolve_device(name: str) -> str:
+    """The device to compute on.
+
+    Args:
+        name: a torch device, or "auto": a GPU if there is one, which is said once in the log, else "cpu".
+
+    Raises:
+        InputError: this PyTorch, or this machine, does not have it.
+    """
+    if name == "auto":
+        if not torch.cuda.is_available():
+            return "cpu"
+        name = "cuda"
+        logging.getLogger("qlip").info("computing on %s", torch.cuda.get_device_name())
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a build without CUDA
+        reason = " ".join(str(error).split()).split(". ")[0]  # PyTorch goes on for pages
+        raise InputError(f"device={name!r} is not to be had ({reason}): use 'cpu'") from error
+    return name
 
 
 def environment(device: str) -> dict[str, str]:

@@ -7,3 +7,9 @@ class InputError(ValueError):
     The message is one line that names the thing and says the remedy. The command line prints it without
     a traceback and exits with 1; any other exception is a defect of ours and keeps its traceback.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, on one line, without the file's name."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__

@@ -18,7 +18,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         where to write; if the block fails, what was written is deleted.
 
     Raises:
-        InputError: the folder cannot be written to, or the disk is full.
+        InputError: the folder cannot be written to, or the disk is full. Other errors of the block pass
+            through, an OSError of another file too.
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
@@ -26,6 +27,9 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield unfinished
         unfinished.replace(path)
     except OSError as error:
+        ours = error.filename is None or str(error.filename) in map(str, (unfinished, *unfinished.parents))
+        if not (ours and error.errno):  # a full disk has a number and no name, a damaged picture neither
+            raise
         raise InputError(f"{path} cannot be written ({error.strerror or error}): choose another place") from error
     finally:
         with suppress(OSError):

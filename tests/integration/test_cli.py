@@ -78,12 +78,13 @@ def test_pictures_to_tokens_and_back(run, model, mixed, tmp_path):
 
 
 def test_shards_when_out_has_no_suffix(run, model, mixed, tmp_path, monkeypatch):
-    monkeypatch.setattr("qlip.jobs.tokens.SHARD_ROWS", 2)
-    monkeypatch.setattr("qlip.jobs.pictures.Pictures.batch_size", 2, raising=False)
+    monkeypatch.setattr("qlip.jobs.tokens.SHARD_ROWS", 3)
     for i in range(5):
         (mixed / f"copy-{i}.jpg").write_bytes((mixed / "astronaut.jpg").read_bytes())
     code, _, err = run("tokenize", mixed, "--out", tmp_path / "shards", "--model", model)
     assert code == 0 and "8 pictures in" in err
+    rows = {p.name: pq.read_metadata(p).num_rows for p in sorted((tmp_path / "shards").iterdir())}
+    assert rows == {"tokens-00000.parquet": 3, "tokens-00001.parquet": 3, "tokens-00002.parquet": 2}
     code, _, err = run("tokenize", mixed, "--out", tmp_path / "shards", "--model", model)
     assert code == 1 and "already holds tokens" in err
     code, _, _ = run("detokenize", tmp_path / "shards", "--out", tmp_path / "rebuilt", "--model", model)
@@ -125,7 +126,7 @@ def test_no_output_file_when_nothing_succeeded(run, model, mixed, tmp_path):
 def test_reconstruct_measures_what_it_writes(run, model, mixed, tmp_path):
     code, out, _ = run("reconstruct", mixed, "--out", tmp_path / "pairs", "--model", model, "--json")
     report = json.loads(out)
-    assert code == 0 and len(report["pictures"]) == 3
+    assert code == 0 and len(report["pictures"]) == 3 and len(report["failed"]) == 3
     for entry in report["pictures"]:
         pair = torch.tensor(list(Image.open(entry["output"]).tobytes())).view(32, 64, 3).byte().numpy()
         left, right = pair[:, :32], pair[:, 32:]
@@ -142,12 +143,26 @@ def test_reconstruct_measures_what_it_writes(run, model, mixed, tmp_path):
 
 def test_classify(run, model, mixed):
     code, out, _ = run("classify", mixed / "astronaut.jpg", "--labels", "red", "blue", "--model", model, "--json")
-    (entry,) = json.loads(out)
+    (entry,) = json.loads(out)["pictures"]
     assert code == 0 and set(entry["labels"]) == {"red", "blue"}
     assert sum(entry["labels"].values()) == pytest.approx(1)
     assert list(entry["labels"].values()) == sorted(entry["labels"].values(), reverse=True)
+    code, out, _ = run("classify", mixed / "junk.png", "--labels", "a", "--model", model, "--json")
+    report = json.loads(out)
+    assert code == 1 and report["pictures"] == [] and "junk.png" in report["failed"][0]
     code, _, err = run("classify", mixed / "astronaut.jpg", "--labels", "a", "--templates", "x", "--model", model)
     assert code == 1 and "{}" in err
+
+
+def test_names_are_printed_as_they_are(run, model, mixed, tmp_path):
+    odd = mixed / "[bold]a[/b] [copy].jpg"
+    odd.parent.mkdir(parents=True, exist_ok=True)
+    odd.write_bytes((mixed / "astronaut.jpg").read_bytes())
+    code, out, _ = run("classify", odd, "--labels", "x[/y]", "[red]z", "--model", model)
+    assert code == 0 and "[bold]a[/b] [copy].jpg" in out and "x[/y]" in out and "[red]z" in out
+    code, out, _ = run("reconstruct", odd, "--out", tmp_path / "pairs", "--model", model)
+    assert code == 0 and "[bold]a[/b] [copy].jpg" in out
+    assert run("verify", "nope[/]")[0] == 1
 
 
 def test_info_and_verify(run, model):
@@ -199,6 +214,9 @@ def test_train_resume_publish_and_use(run, color_data, tmp_path):
     assert code == 1 and "--resume" in err
     code, _, err = run("train", folder / "recipe.json", "--out", folder, "--resume", "--fit.steps", 8)
     assert code == 0 and [e["step"] for e in read_log(folder / "log.jsonl") if "loss" in e][-1] == 8
+    record = json.loads((folder / "recipe.json").read_text())
+    assert record["recipe"]["fit"]["steps"] == 8
+    assert [(s["first_step"], s["fit"]["steps"]) for s in record["segments"]] == [(1, 6), (7, 8)]
     code, _, err = run("train", folder / "recipe.json", "--out", folder, "--resume", "--seed", 1)
     assert code == 1 and "another 'seed'" in err
 
@@ -206,7 +224,8 @@ def test_train_resume_publish_and_use(run, color_data, tmp_path):
     code, out, _ = run("publish", folder, "--name", "colors", "--out", tmp_path / "colors", *val, *classes)
     assert code == 0 and {"psnr", "ssim", "top1"} <= json.loads(out).keys()
     card = (tmp_path / "colors" / "README.md").read_text()
-    assert f"{json.loads(out)['psnr']:.2f} dB" in card and "16 samples" in card
+    assert f"{json.loads(out)['psnr']:.2f} dB" in card and "16 samples" in card and "8 steps of 8" in card
+    assert str(tmp_path) not in card + (tmp_path / "colors" / "recipe.json").read_text()
     assert run("info", tmp_path / "colors")[0] == 0
     assert run("demo", "--model", tmp_path / "colors", "--out", tmp_path / "report")[0] == 0
     assert (tmp_path / "report" / "index.html").stat().st_size > 10_000
@@ -224,6 +243,11 @@ def test_train_names_what_is_missing(run, color_data, tmp_path):
     code, _, err = run("train", "tiny", *out, *train, "--batch-size", 1000)
     assert code == 1
     assert run("train", "tiny", *out, *train, "--frobnicate", 1)[0] == 2
+    code, _, err = run("train", "tiny", *out, *train, "--device", "abacus")
+    assert code == 1 and "abacus" in err
+    code, _, err = run("train", "tiny", *out, *train, *SMALL_RUN, "--model.decoder.hidden-size", 64)
+    assert code == 1 and "commitment_weight" in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_installed_command_answers():

@@ -15,7 +15,7 @@ SRC = Path(qlip.__file__).parent
 RANK = {
     "errors": 0,
     "files": 1,
-    "environment": 0,
+    "environment": 1,
     "bits": 1,
     "data": 2,
     "model": 2,

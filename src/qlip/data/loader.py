@@ -8,6 +8,7 @@ is dropped.
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,11 @@ Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]
 
 
 class TrainingSet(Dataset):
-    """Samples decoded, augmented and captioned; indexed by (epoch, sample)."""
+    """Samples decoded, augmented and captioned; indexed by (epoch, sample).
+
+    Samples of one group say the same: those with the same caption of their own, else those with the same
+    label, whichever of its names was drawn. Two labels that share a name stay apart.
+    """
 
     def __init__(self, samples: Sequence[dict], transform: Transform, caption: Caption, seed: int):
         """Hold the samples.
@@ -41,10 +46,14 @@ class TrainingSet(Dataset):
         rng = np.random.default_rng((self.seed, epoch, i))
         sample = self.samples[i]
         caption = self.caption(sample, rng)
+        try:
+            pixels = self.transform(sample["image"], rng)
+        except InputError as error:
+            raise InputError(f"{sample['key']}: {error}") from error
         return {
-            "pixel_values": self.transform(sample["image"], rng),
+            "pixel_values": pixels,
             "caption": caption,
-            "group": sample["label"] if "label" in sample else _stable_hash(caption),
+            "group": _stable_hash(caption) if "caption" in sample else sample["label"],
             "key": sample["key"],
         }
 
@@ -74,10 +83,35 @@ def batches(
     Yields:
         pixel_values (B,3,H,W), input_ids and attention_mask (B,S), cut to the longest caption; group (B,)
         int64, equal for samples whose captions mean the same; keys, a list of B strings.
-    """
 
-    def collate(samples: list[dict]) -> dict[str, Any]:
-        input_ids, attention_mask = tokenize([s["caption"] for s in samples])
+    Raises:
+        InputError: a sample has no words, or its picture cannot be read; names the sample.
+    """
+    loader: DataLoader = DataLoader(
+        _Batches(dataset, tokenize),
+        sampler=order(len(dataset.samples), batch_size, dataset.seed, start_step),
+        batch_size=None,
+        num_workers=num_workers,
+    )
+    for batch in loader:
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
+
+
+@dataclass(frozen=True)
+class _Batches(Dataset):
+    """Whole batches, indexed by what `order` gives; pickles, so that workers of any start method can have it."""
+
+    dataset: TrainingSet
+    tokenize: Tokenize
+
+    def __getitem__(self, indices: list[tuple[int, int]]) -> dict[str, Any] | InputError:
+        try:
+            samples = [self.dataset[index] for index in indices]
+        except InputError as error:
+            return error  # raised in a worker, it would come back as a traceback of many lines
+        input_ids, attention_mask = self.tokenize([s["caption"] for s in samples])
         longest = int(attention_mask.sum(1).max())
         return {
             "pixel_values": torch.stack([s["pixel_values"] for s in samples]),
@@ -86,14 +120,6 @@ def batches(
             "group": torch.tensor([s["group"] for s in samples]),
             "keys": [s["key"] for s in samples],
         }
-
-    loader: DataLoader = DataLoader(
-        dataset,
-        batch_sampler=order(len(dataset.samples), batch_size, dataset.seed, start_step),
-        collate_fn=collate,
-        num_workers=num_workers,
-    )
-    yield from loader
 
 
 def _stable_hash(text: str) -> int:

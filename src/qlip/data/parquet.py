@@ -1,12 +1,14 @@
 """Image–text samples in Parquet files of the `datasets` convention.
 
-A row has `image` {bytes, path} and `label` (an index into class names) or `caption` (a string). Rows are
-read where they lie (memory-mapped) and only decoded when asked for.
+A row has `image` {bytes, path} and `label` (an index into class names) or `caption` (a string). The encoded
+pictures of all rows are held in memory; a row without bytes is read from its path, beside the Parquet file,
+when it is asked for.
 """
 
 import bisect
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ class ParquetSamples(Sequence):
         """
         files = find_parquet(paths)
         self._tables = [_open(file) for file in files]
-        self._names = [file.name for file in files]
+        self._files = files
         self._ends = np.cumsum([len(table) for table in self._tables]).tolist()
 
     def __len__(self) -> int:
@@ -46,13 +48,20 @@ class ParquetSamples(Sequence):
         file = bisect.bisect_right(self._ends, index)
         row = index - (self._ends[file - 1] if file else 0)
         record = self._tables[file].slice(row, 1).to_pylist()[0]
-        sample = {"image": record["image"]["bytes"], "key": f"{self._names[file]}:{row}"}
+        key = f"{self._files[file].name}:{row}"
+        sample = {"image": _encoded(record["image"] or {}, key, self._files[file].parent), "key": key}
         return sample | {k: record[k] for k in ("label", "caption") if record.get(k) is not None}
 
     @property
     def has_labels(self) -> bool:
         """Whether rows carry `label`."""
         return "label" in self._tables[0].column_names
+
+    def captions(self) -> Iterator[str]:
+        """The captions of the rows that have one, in order, without touching their pictures."""
+        for table in self._tables:
+            for chunk in table["caption"].chunks if "caption" in table.column_names else []:
+                yield from (caption for caption in chunk.to_pylist() if caption is not None)
 
 
 def find_parquet(paths: Sequence[str | Path]) -> list[Path]:
@@ -72,16 +81,44 @@ def find_parquet(paths: Sequence[str | Path]) -> list[Path]:
     return files
 
 
-def _open(file: Path) -> pa.Table:
+@contextmanager
+def readable(file: str | Path) -> Iterator[None]:
+    """Name the file that Arrow complains of.
+
+    Raises:
+        InputError: the block raised what damaged files raise.
+    """
     try:
+        yield
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{file}: not a readable Parquet file ({reason}): replace it") from error
+
+
+def _open(file: Path) -> pa.Table:
+    with readable(file):
         schema = pq.read_schema(file)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{file}: not a readable Parquet file ({error})") from error
     image = schema.field("image").type if "image" in schema.names else None
     if image is None or not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:
         raise InputError(f"{file}: no column `image` with a field `bytes`; its columns are {schema.names}")
     columns = [name for name in ("image", "label", "caption") if name in schema.names]
-    return pq.read_table(file, columns=columns, memory_map=True)
+    with readable(file):
+        return pq.read_table(file, columns=columns, memory_map=True)
+
+
+def _encoded(image: dict[str, Any], key: str, folder: Path) -> bytes:
+    """An image's bytes, else the contents of its path."""
+    if (encoded := image.get("bytes")) is not None:
+        return encoded
+    if not image.get("path"):
+        raise InputError(f"{key}: `image` has neither `bytes` nor `path`: leave the row out")
+    try:
+        return (folder / image["path"]).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{key}: its picture {image['path']!r} cannot be read ({reason}): put it beside the Parquet file"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -105,12 +142,11 @@ class Captioner:
         if "caption" in sample:
             return sample["caption"]
         label = sample.get("label")
-        if label is None or not 0 <= label < len(self.names):
-            raise InputError(
-                f"{sample['key']}: label {label} has no name: give a class-name file with {len(self.names)}+ names"
-                if label is not None
-                else f"{sample['key']}: neither `caption` nor `label`"
-            )
+        if label is None:
+            raise InputError(f"{sample['key']}: neither `caption` nor `label`: leave the row out")
+        if not 0 <= label < len(self.names):
+            remedy = f"give a class-name file of at least {label + 1} names" if label >= 0 else "leave the row out"
+            raise InputError(f"{sample['key']}: label {label} has no name: {remedy}")
         names = self.names[label]
         name = names[0] if rng.random() < 0.5 else names[int(rng.integers(len(names)))]
         return self.templates[int(rng.integers(len(self.templates)))].replace("{}", name)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qlip.data.parquet import find_parquet
+from qlip.data.parquet import find_parquet, readable
 from qlip.errors import InputError
 from qlip.files import whole_file
 
@@ -61,21 +61,30 @@ class TokenFormat:
         """Read the description in a file.
 
         Raises:
-            InputError: the file is not Parquet, not a token file, or of a later format.
+            InputError: the file is not Parquet, not a token file, damaged, or of a later format.
         """
-        try:
-            metadata = (pq.read_schema(path).metadata or {}).get(_METADATA_KEY)
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{path}: not a readable Parquet file ({error})") from error
+        with readable(path):
+            schema = pq.read_schema(path)
+        metadata = (schema.metadata or {}).get(_METADATA_KEY)
         if metadata is None:
             raise InputError(f"{path}: not a token file; `qlip tokenize` writes them")
-        fields = json.loads(metadata)
-        if fields["format_version"] > FORMAT_VERSION:
+        try:
+            fields = json.loads(metadata)
+            version = int(fields["format_version"])
+            if version <= FORMAT_VERSION:
+                rows, columns = map(int, fields["grid"])
+                found = cls(
+                    str(fields["model"]), str(fields["id_hash"]), int(fields["bits"]), (rows, columns), version
+                )
+                if not schema.equals(found.schema()):
+                    raise ValueError(f"its columns are {', '.join(map(str, schema))}")
+                return found
+        except (KeyError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else error
             raise InputError(
-                f"{path}: format version {fields['format_version']} is newer than this open-qlip: upgrade"
-            )
-        del fields["dtype"]
-        return cls(**fields | {"grid": tuple(fields["grid"])})
+                f"{path}: its `qlip` metadata is damaged ({reason}): tokenize the pictures again"
+            ) from error
+        raise InputError(f"{path}: format version {version} is newer than this open-qlip: upgrade")
 
 
 @contextmanager
@@ -96,7 +105,8 @@ def token_writer(path: Path, token_format: TokenFormat) -> Iterator[Callable[[Se
         lists = pa.FixedSizeListArray.from_arrays(ids, type=schema.field("tokens").type)
         writer.write_table(pa.table([pa.array(keys, pa.string()), lists], schema=schema))
 
-    with whole_file(path) as unfinished, pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
+    settings = {"compression": "zstd", "write_page_checksum": True}
+    with whole_file(path) as unfinished, pq.ParquetWriter(unfinished, schema, **settings) as writer:
         yield write
 
 
@@ -129,13 +139,30 @@ class TokenFiles:
         return cls(files, formats[0])
 
     def keys(self) -> list[str]:
-        """All keys, in order."""
-        return [key for file in self.files for key in pq.read_table(file, columns=["key"])["key"].to_pylist()]
+        """All keys, in order.
+
+        Raises:
+            InputError: a file is damaged, or a row has no key.
+        """
+        keys: list[str] = []
+        for file in self.files:
+            with readable(file):
+                found = pq.read_table(file, columns=["key"], page_checksum_verification=True)["key"].to_pylist()
+            if None in found:
+                raise InputError(f"{file}: row {found.index(None)} has no key: tokenize the pictures again")
+            keys += found
+        return keys
 
     def batches(self, batch_size: int = 64) -> Iterator[tuple[list[str], np.ndarray]]:
-        """Batches of B keys and their (B, N) ids, in order."""
+        """Batches of B keys and their (B, N) ids, in order.
+
+        Raises:
+            InputError: a file is damaged, or a row has no ids.
+        """
         for file in self.files:
-            with pq.ParquetFile(file) as parquet:
+            with readable(file), pq.ParquetFile(file, page_checksum_verification=True) as parquet:
                 for batch in parquet.iter_batches(batch_size):
                     ids = batch.column("tokens")
+                    if ids.null_count or ids.flatten().null_count:
+                        raise InputError(f"{file}: a row has no ids: tokenize the pictures again")
                     yield batch.column("key").to_pylist(), ids.flatten().to_numpy().reshape(len(ids), -1)

@@ -1,7 +1,7 @@
 """Evaluation protocols: from a model and samples to named numbers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -10,22 +10,27 @@ from qlip.model.qlip import QLIP
 
 BATCH_SIZE = 250
 
+Track = Callable[[Iterable], Iterable]
+"""Wraps an iterable to show progress over it."""
 
-def reconstruction(model: QLIP, samples: Sequence[dict]) -> dict[str, float]:
+
+@torch.no_grad()
+def reconstruction(model: QLIP, samples: Sequence[dict], track: Track = iter) -> dict[str, float]:
     """Tokenize, rebuild and compare, at the model's size (resize of the short side, centre crop).
 
     Args:
         model: with an image processor.
         samples: dicts with `image`, encoded bytes.
+        track: shows progress.
 
     Returns:
-        psnr (dB) and ssim, each the mean over pictures; bit_entropy, the sum of each bit's own entropy over
-        all tokens, in [0, L]; distinct_tokens, the share of tokens that occur once only among all.
+        psnr (dB) and ssim, each the mean over pictures, and what `code_use` says of their tokens.
     """
     scores: dict[str, list[torch.Tensor]] = {"psnr": [], "ssim": []}
     tokens = []
     processor = model.need_image_processor()
-    for batch in _batches(samples):
+    for start in track(range(0, len(samples), BATCH_SIZE)):
+        batch = samples[start : start + BATCH_SIZE]
         pictures = [processor.preprocess(sample["image"]) for sample in batch]
         tokens.append(model.tokenize(pictures))
         rebuilt, original = to_uint8(model.detokenize(tokens[-1])), stack_uint8(pictures)
@@ -52,8 +57,9 @@ def code_use(tokens: torch.Tensor, num_bits: int) -> dict[str, float]:
     return {"bit_entropy": float(entropy), "distinct_tokens": tokens.unique().numel() / tokens.numel()}
 
 
+@torch.no_grad()
 def zero_shot(
-    model: QLIP, samples: Sequence[dict], names: Sequence[str], templates: Sequence[str]
+    model: QLIP, samples: Sequence[dict], names: Sequence[str], templates: Sequence[str], track: Track = iter
 ) -> dict[str, float]:
     """Classify with words: each class is the mean embedding of its name in every template.
 
@@ -62,21 +68,18 @@ def zero_shot(
         samples: dicts with `image`, encoded bytes, and `label`, an index into `names`.
         names: one name a class.
         templates: sentences with `{}`.
+        track: shows progress.
 
     Returns:
         top1 and top5, shares in [0, 1].
     """
     text = model.embed_labels(names, templates)
     hits = {1: 0, 5: 0}
-    for batch in _batches(samples):
+    for start in track(range(0, len(samples), BATCH_SIZE)):
+        batch = samples[start : start + BATCH_SIZE]
         pixel_values = model.need_image_processor()([sample["image"] for sample in batch]).to(model.device)
         best = model.similarity(model.encode_image(pixel_values), text).topk(min(5, len(names))).indices.cpu()
         correct = best == torch.tensor([sample["label"] for sample in batch])[:, None]
         for k in hits:
             hits[k] += int(correct[:, :k].any(1).sum())
     return {f"top{k}": count / len(samples) for k, count in hits.items()}
-
-
-def _batches(samples: Sequence[dict]):
-    for start in range(0, len(samples), BATCH_SIZE):
-        yield samples[start : start + BATCH_SIZE]

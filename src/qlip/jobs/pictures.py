@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 from PIL import Image
 
 from qlip.errors import InputError
+from qlip.model.image import FORMATS
 
 Track = Callable[[Iterable], Iterable]
 """Wraps an iterable to show progress over it."""
@@ -48,12 +49,13 @@ class Pictures:
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """Files as they are named, and in folders every file with a picture's suffix, however deep; each once.
+    """Files as they are named, and in folders every file with the suffix of a format that `read_image` takes,
+    however deep; each once.
 
     Raises:
         InputError: nothing to read.
     """
-    suffixes = Image.registered_extensions()
+    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -74,10 +76,11 @@ def output_names(keys: Sequence[str]) -> list[PurePath]:
     Keys come from files of other people, too: nothing leads out of the output folder.
     """
     parts = [
-        [p for p in PurePath(key).parts if p not in ("..", PurePath(key).anchor)] or ["picture"] for key in keys
+        [_file_name(p) for p in PurePath(key).parts if p not in ("..", PurePath(key).anchor)] or ["picture"]
+        for key in keys
     ]
     shared = 0
-    while all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
+    while parts and all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
         shared += 1
     names = [PurePath(*p[shared:]) for p in parts]
     short = [name.with_suffix(".png") for name in names]
@@ -86,3 +89,8 @@ def output_names(keys: Sequence[str]) -> list[PurePath]:
     if len(set(unique)) < len(unique):  # a key twice, or "a" beside "a.png"
         return [name.with_name(f"{i:05d}-{name.name}.png") for i, name in enumerate(names)]
     return unique
+
+
+def _file_name(part: str) -> str:
+    """A name that file systems take: no NUL, and short of 255 bytes by what is put around it."""
+    return part.replace("\0", "_").encode("utf-8", "replace")[:200].decode("utf-8", "ignore")

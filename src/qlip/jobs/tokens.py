@@ -1,5 +1,7 @@
 """Pictures to token files, and token files to pictures."""
 
+import os
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,7 +33,8 @@ def tokenize_files(
     Args:
         model: with an image processor.
         paths: files and folders.
-        out: a file if it has a suffix, else a folder for `tokens-00000.parquet`, … of 10,000 rows each.
+        out: a file if it has a suffix, else a folder for `tokens-00000.parquet`, … of 10,000 rows, the last of
+            fewer.
         track: shows progress.
 
     Returns:
@@ -46,16 +49,19 @@ def tokenize_files(
     if not out.suffix and list(out.glob("tokens-*.parquet")):
         raise InputError(f"{out} already holds tokens: choose another --out, or delete them first")
     written: list[Path] = []
-    num_rows = 0
+    num_rows, room = 0, 0  # room: rows that still fit the open file
     with ExitStack() as stack:
-        rows_in_shard = 0
-        for keys, images in pictures.batches(track):
-            if not written or (not out.suffix and rows_in_shard + len(keys) > SHARD_ROWS):
-                stack.close()  # the shard before is complete
-                written.append(out if out.suffix else out / f"tokens-{len(written):05d}.parquet")
-                write, rows_in_shard = stack.enter_context(token_writer(written[-1], token_format(model))), 0
-            write([str(key) for key in keys], model.tokenize(images).numpy())
-            num_rows, rows_in_shard = num_rows + len(keys), rows_in_shard + len(keys)
+        for found, images in pictures.batches(track):
+            keys, tokens = [_key(path) for path in found], model.tokenize(images).numpy()
+            num_rows += len(keys)
+            while keys:
+                if not room:
+                    stack.close()  # the shard before is complete
+                    written.append(out if out.suffix else out / f"tokens-{len(written):05d}.parquet")
+                    write = stack.enter_context(token_writer(written[-1], token_format(model)))
+                    room = sys.maxsize if out.suffix else SHARD_ROWS
+                write(keys[:room], tokens[:room])
+                keys, tokens, room = keys[room:], tokens[room:], max(room - len(keys), 0)
     return written, num_rows, pictures.failures
 
 
@@ -72,7 +78,7 @@ def detokenize_files(model: QLIP, paths: Sequence[Path], out: Path, track: Track
         the pictures written.
 
     Raises:
-        InputError: the ids are of another tokenizer.
+        InputError: the ids are of another tokenizer, or a file is damaged.
     """
     source, own = TokenFiles.open(paths), token_format(model)
     found = source.format
@@ -87,6 +93,11 @@ def detokenize_files(model: QLIP, paths: Sequence[Path], out: Path, track: Track
         for pixels in to_uint8(model.detokenize(torch.tensor(tokens))):
             save_png(Image.fromarray(pixels.permute(1, 2, 0).numpy()), next(progress))
     return written
+
+
+def _key(path: Path) -> str:
+    """A path as UTF-8, whatever bytes it has."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def save_png(picture: Image.Image, path: Path) -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from qlip.errors import InputError
+from qlip.errors import InputError, one_line
 from qlip.model.config import QLIPConfig
 from qlip.model.hub import COMPANIONS, CONFIG, PICKLES, PREPROCESSOR, WEIGHTS, fetch, no_weights
 from qlip.model.image import ImageProcessor
@@ -33,8 +33,8 @@ logger = logging.getLogger("qlip")
 BUNDLED = Path(str(files("qlip"))) / "models"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-# Tables that follow from the config: rotary ones, once a tower or once a layer; positions of old CLIP files.
-_DERIVED = re.compile(r"(.+\.)?rope\.freqs_(cos|sin)|(text|vision)_model\.embeddings\.position_ids")
+# Tables that every model computes for itself, no weights: rotary ones, once a tower or once a layer; CLIP's.
+DERIVED = re.compile(r"(.+\.)?(rope\.freqs_(cos|sin)|position_ids|attn_mask)")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -104,7 +104,7 @@ def save(model: QLIP, folder: str | os.PathLike[str], *, dtype: torch.dtype | No
                 else:  # or a vocabulary of before would speak for this model
                     (folder / file).unlink(missing_ok=True)
     except Exception as error:  # `tokenizers` raises plain Exception
-        raise InputError(f"{str(folder)!r} cannot be written ({_reason(error)}): use another folder") from error
+        raise InputError(f"{str(folder)!r} cannot be written ({one_line(error)}): use another folder") from error
 
 
 def bundled() -> list[str]:
@@ -118,7 +118,7 @@ def _check_target(device: str | torch.device, dtype: torch.dtype) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: a build without CUDA
-        reason = _reason(error).split(". ")[0]  # PyTorch goes on for pages
+        reason = one_line(error).split(". ")[0]  # PyTorch goes on for pages
         raise InputError(f"device={str(device)!r} is not to be had ({reason}): use 'cpu'") from error
 
 
@@ -150,17 +150,17 @@ def _read_config(path: Path) -> QLIPConfig:
             raise InputError("it holds no JSON object")
         return QLIPConfig.from_dict(config)
     except (OSError, ValueError) as error:
-        raise InputError(f"{str(path)!r} is not a usable model configuration: {_reason(error)}") from error
+        raise InputError(f"{str(path)!r} is not a usable model configuration: {one_line(error)}") from error
 
 
 def _read_weights(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Map the file's tensors, which must be these and no others."""
     try:
-        weights = {key: value for key, value in load_file(path).items() if not _DERIVED.fullmatch(key)}
+        weights = {key: value for key, value in load_file(path).items() if not DERIVED.fullmatch(key)}
     except (SafetensorError, OSError) as error:
         with path.open("rb") as file:
             remedy = "run `git lfs pull`" if file.read(8) == b"version " else "fetch it again"
-        raise InputError(f"{str(path)!r} is not a whole safetensors file ({_reason(error)}): {remedy}") from error
+        raise InputError(f"{str(path)!r} is not a whole safetensors file ({one_line(error)}): {remedy}") from error
     both = [key for key in shapes if key in weights]
     problems = {
         "it lacks": [repr(key) for key in shapes if key not in weights],
@@ -227,9 +227,3 @@ def _write(model: QLIP, weights: dict[str, Tensor], folder: Path) -> None:
 
 def _some(items: Sequence[str]) -> str:
     return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong, on one line."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()) or type(error).__name__

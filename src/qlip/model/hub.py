@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from qlip.errors import InputError
+from qlip.errors import InputError, one_line
 
 CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
 COMPANIONS = (
@@ -60,11 +60,19 @@ def no_weights(place: str, files: Iterable[str]) -> InputError:
     if f"{WEIGHTS}.index.json" in files:
         return InputError(f"{place} has its weights in shards: join them into one {WEIGHTS}")
     if pickles := [file for file in files if file.endswith(PICKLES)]:
-        return InputError(
-            f"{place} has {pickles[0]} and no {WEIGHTS}: loading a pickle can run any code, "
-            "so convert it with safetensors.torch.save_file"
-        )
+        return InputError(f"{place} has {pickles[0]} and no {WEIGHTS}: {conversion(pickles[0], WEIGHTS)}")
     return InputError(f"{place} has no {WEIGHTS}: it is no QLIP checkpoint, or not all of one")
+
+
+def conversion(pickle: str, target: str) -> str:
+    """Why a pickle is refused, and the line that makes a safetensors file of it."""
+    return (
+        "loading a pickle can run any code, so convert it once with "
+        "import torch; from safetensors.torch import save_file; "
+        f"s = torch.load({pickle!r}, map_location='cpu', weights_only=True); "
+        "s = s.get('module', s.get('model', s)); "
+        f"save_file({{k: v.contiguous().clone() for k, v in s.items() if torch.is_tensor(v)}}, {target!r})"
+    )
 
 
 def _fetch_companions(repo: str, folder: Path) -> None:
@@ -103,6 +111,7 @@ def _explanation(error: Exception, repo: str, file: str, revision: str | None) -
 
     hub, is_away = constants.ENDPOINT, isinstance(error, errors.LocalEntryNotFoundError)
     cause = (is_away and error.__cause__) or error  # why it had to look in its cache
+    reason = one_line(cause)[:300]
     match cause:
         case errors.GatedRepoError():
             return f"{repo} is gated: accept its terms at {hub}/{repo}, then run `hf auth login`"
@@ -121,16 +130,12 @@ def _explanation(error: Exception, repo: str, file: str, revision: str | None) -
                 "unset HF_HUB_OFFLINE to fetch it"
             )
         case errors.HfHubHTTPError() if cause.response.status_code in (401, 403):
-            return f"{hub} denies access to {file} of {repo} ({_reason(cause)}): run `hf auth login`"
+            return f"{hub} denies access to {file} of {repo} ({reason}): run `hf auth login`"
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return f"{constants.HF_HUB_CACHE} has no room for {file} of {repo}: free some, or set HF_HOME"
         case _ if is_away:
             return (
-                f"{repo} is no folder here, and {hub} does not give its {file} ({_reason(cause)}): "
+                f"{repo} is no folder here, and {hub} does not give its {file} ({reason}): "
                 "check the network, or pass a local folder"
             )
-    return f"{file} of {repo} cannot be fetched ({_reason(cause)}): try again, or pass a local folder"
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return f"{file} of {repo} cannot be fetched ({reason}): try again, or pass a local folder"

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +18,7 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from qlip.errors import InputError
+from qlip.errors import InputError, one_line
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
 
@@ -76,7 +77,7 @@ def read_image(source: ImageSource) -> Image.Image:
         try:
             file = open(source, "rb")  # noqa: SIM115
         except (OSError, ValueError) as error:
-            raise InputError(f"{name} cannot be opened ({_reason(error)}): check the path") from error
+            raise InputError(f"{name} cannot be opened ({one_line(error)}): check the path") from error
         with file:
             return _decode(file, name)
     if isinstance(source, bytes):
@@ -95,16 +96,31 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
     if not file.read(1):
         raise InputError(f"{name} is empty: replace it or leave it out")
     try:
-        image = Image.open(file, formats=FORMATS)
+        image = _open(file)
     except Exception as error:  # PIL's decoders raise almost anything on a damaged file
         raise _unreadable(name, error) from error
-    limit = Image.MAX_IMAGE_PIXELS  # from here to twice as much PIL only warns
+    limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
-        raise InputError(
-            f"{name} has {image.width}x{image.height} pixels, over the limit of {limit}: "
-            "shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
-        )
+        raise _too_large(name, f"{image.width}x{image.height}")
     return _to_rgb(image, name)
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    """`Image.open` but for its check of the size, which `_decode` makes.
+
+    Up to twice the limit PIL only warns, and to silence that would change the warnings of every thread.
+    """
+    Image.init()
+    file.seek(0)
+    prefix = file.read(16)
+    for factory, accept in (Image.OPEN[format] for format in FORMATS if format in Image.OPEN):
+        try:
+            if not accept or accept(prefix) is True:
+                file.seek(0)
+                return factory(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # not of this format after all
+            continue
+    raise InputError(f"damaged, or not one of {', '.join(FORMATS)}")
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -170,15 +186,16 @@ def _quantize(pixels: np.ndarray) -> np.ndarray:
 
 
 def _unreadable(name: str, error: Exception) -> InputError:
-    return InputError(f"{name} cannot be read as an image ({_reason(error)}): replace it or leave it out")
+    if isinstance(error, Image.DecompressionBombError):  # some decoders check the size themselves
+        return _too_large(name, "too many")
+    return InputError(f"{name} cannot be read as an image ({one_line(error)}): replace it or leave it out")
 
 
-def _reason(error: Exception) -> str:
-    """What went wrong, on one line, without the file's name."""
-    if isinstance(error, Image.UnidentifiedImageError):
-        return f"damaged, or not one of {', '.join(FORMATS)}"
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()) or type(error).__name__
+def _too_large(name: str, count: str) -> InputError:
+    return InputError(
+        f"{name} has {count} pixels, over the limit of {Image.MAX_IMAGE_PIXELS}: "
+        "shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+    )
 
 
 @dataclass(frozen=True)
@@ -253,7 +270,7 @@ class ImageProcessor:
                 raise InputError("it holds no JSON object")
             return cls.from_dict(config)
         except (OSError, ValueError) as error:
-            raise InputError(f"{os.fspath(path)!r} is not a usable image processor: {_reason(error)}") from error
+            raise InputError(f"{os.fspath(path)!r} is not a usable image processor: {one_line(error)}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of a CLIP `preprocessor_config.json`: the inverse of `from_dict`."""

@@ -17,7 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qlip.errors import InputError
+from qlip.errors import InputError, one_line
+from qlip.model.checkpoint import DERIVED
+from qlip.model.hub import PICKLES, conversion
 from qlip.model.qlip import QLIP
 
 Source = Literal["eva-clip", "eva-mim", "clip-text", "qlip"]
@@ -64,8 +66,6 @@ _RULES: dict[str, dict[str, str]] = {
     "qlip": {r"(.+)": r"\1"},
 }
 
-# Tables that every model computes for itself; they are no weights.
-_TABLES = re.compile(r"(.*\.)?(rope\.freqs_(cos|sin)|position_ids|attn_mask)")
 _NESTING = re.compile(r"(module\.|model\.)*")
 
 
@@ -151,7 +151,7 @@ def init_from(model: QLIP, path: str | os.PathLike[str], source: Source) -> Init
         loaded=tuple(name for name in values if name not in resized),
         resized=tuple(resized),
         fresh=tuple(name for name in parameters if name not in values),
-        unused=tuple(key for key in tensors if key not in used and not _TABLES.fullmatch(key)),
+        unused=tuple(key for key in tensors if key not in used and not DERIVED.fullmatch(key)),
     )
 
 
@@ -168,27 +168,23 @@ def _find_file(path: Path) -> Path:
         path = next(iter(files or _pickles(path)), path / "model.safetensors")
     if not path.is_file():
         raise InputError(f"{str(path)!r} is missing: pass a safetensors file, or a folder with one")
-    if path.suffix in (".pt", ".pth", ".bin"):
-        raise InputError(
-            f"{str(path)!r} is a pickle, which can run code when it is read: convert it once with "
-            "import torch; from safetensors.torch import save_file; "
-            f"s = torch.load({str(path)!r}, map_location='cpu', weights_only=True); "
-            "s = s.get('module', s.get('model', s)); "
-            "save_file({k: v.contiguous().clone() for k, v in s.items() if torch.is_tensor(v)}, "
-            f"{str(path.with_suffix('.safetensors'))!r})"
-        )
+    if path.suffix in PICKLES:
+        target = str(path.with_suffix(".safetensors"))
+        raise InputError(f"{str(path)!r} is a pickle: {conversion(str(path), target)}")
     return path
 
 
 def _pickles(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix in (".pt", ".pth", ".bin"))
+    return sorted(file for file in folder.iterdir() if file.suffix in PICKLES)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{str(path)!r} is not a readable safetensors file ({error}): get it again") from error
+        raise InputError(
+            f"{str(path)!r} is not a readable safetensors file ({one_line(error)}): get it again"
+        ) from error
 
 
 def _check_layout(path: Path, keys: Collection[str], source: str) -> None:

@@ -52,6 +52,14 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
+    def _apply(self, fn, recurse=True):
+        """Let the tables follow to a device, but stay float32 when the model is cast, as when it is loaded so."""
+        tables = self.cos, self.sin
+        super()._apply(fn, recurse)
+        if self.cos.dtype != torch.float32:
+            self.cos, self.sin = (table.to(self.cos.device) for table in tables)
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         """Turn the last N tokens of queries or keys (..., T, head_dim); those before them (CLS) stay.
 
@@ -75,13 +83,14 @@ def grid_rotary(config: TowerConfig, grid_size: int) -> Rotary:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
     """(B, heads, T, head_dim) queries, keys and values → the same shape, in the values' dtype.
 
-    On a CPU it runs in float32: there half precision takes more than twice as long in the backward pass.
+    On a CPU it runs in float32 at least: there half precision takes more than twice as long in the backward pass.
     """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
+    dtype = v.dtype
+    q, k, v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v))
     with torch.autocast("cpu", enabled=False):
-        x = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask, is_causal=is_causal)
-    return x.to(v.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal).to(dtype)
 
 
 class Attention(nn.Module):

@@ -22,10 +22,11 @@ def quantize(latents: Tensor) -> Tensor:
         latents: (..., L) unit vectors.
 
     Returns:
-        (..., L) of ±1/√L, zero counting as negative; the gradient is that of `latents`.
+        (..., L) of ±1/√L, zero counting as negative, to the bit those of `qlip.bits.tokens_to_codes` where no
+        gradient is asked for; the gradient is that of `latents`.
     """
-    scale = latents.shape[-1] ** -0.5
-    codes = torch.where(latents > 0, scale, -scale).to(latents.dtype)
+    signs = torch.where(latents > 0, 1.0, -1.0).to(latents.dtype)
+    codes = signs * latents.shape[-1] ** -0.5
     return latents + (codes - latents).detach() if latents.requires_grad else codes
 
 

@@ -20,7 +20,7 @@ from tokenizers import (
 from tokenizers.models import BPE
 from torch import Tensor
 
-from qlip.errors import InputError
+from qlip.errors import InputError, one_line
 
 T = TypeVar("T")
 
@@ -109,17 +109,6 @@ class TextTokenizer:
             return cls(backend, context_length, **_special_tokens(folder))
         except InputError as error:
             raise InputError(f"{str(folder)!r}: {error}") from error
-
-    @classmethod
-    def from_folder(cls, folder: str | os.PathLike[str], context_length: int) -> "TextTokenizer":
-        """As `find`, but a folder without a vocabulary is an InputError too."""
-        tokenizer = cls.find(folder, context_length)
-        if tokenizer is None:
-            raise InputError(
-                f"{os.fspath(folder)!r} has no text vocabulary: put CLIP's tokenizer.json, or its vocab.json "
-                "and merges.txt, there"
-            )
-        return tokenizer
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, context_length: int = 77) -> "TextTokenizer":
@@ -245,8 +234,7 @@ def _read(file: Path, parse: Callable[[str], T]) -> T:
     try:
         return parse(file.read_text(encoding="utf-8"))
     except Exception as error:  # `tokenizers` raises plain Exception
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise InputError(f"{str(file)!r} is not a usable vocabulary file: {reason}") from error
+        raise InputError(f"{str(file)!r} is not a usable vocabulary file: {one_line(error)}") from error
 
 
 def _parse_object(text: str) -> dict[str, Any]:

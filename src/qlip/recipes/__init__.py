@@ -22,6 +22,12 @@ def recipe_names() -> list[str]:
     return [module.name for module in pkgutil.iter_modules(__path__) if module.name not in _MACHINERY]
 
 
+def describe_recipes() -> str:
+    """A line for each recipe: its name and what its docstring begins with."""
+    docs = {name: (import_module(f"qlip.recipes.{name}").__doc__ or "").splitlines()[0] for name in recipe_names()}
+    return "\n".join(f"  {name:<12}{doc.removeprefix(f'`{name}`: ')}" for name, doc in docs.items())
+
+
 def load_recipe(name: str) -> "Recipe":
     """A recipe by name, or from a run's `recipe.json`.
 

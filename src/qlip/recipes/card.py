@@ -1,9 +1,9 @@
 """From a run to a checkpoint folder with a model card whose numbers this command measured."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ import torch
 from qlip.data.parquet import ParquetSamples, read_class_names
 from qlip.environment import environment
 from qlip.errors import InputError
-from qlip.eval.protocols import reconstruction, zero_shot
+from qlip.eval.protocols import Track, reconstruction, zero_shot
 from qlip.model.checkpoint import load, save
+from qlip.model.qlip import QLIP
 from qlip.train.log import read_log
 
 
@@ -24,6 +25,8 @@ def publish(
     classes: Path | None = None,
     attribution: Path | None = None,
     dtype: str = "bfloat16",
+    license: str = "other",
+    track: Track = iter,
 ) -> dict[str, float]:
     """Write `out` in the published layout, measure what was written, and describe it in `README.md`.
 
@@ -35,30 +38,39 @@ def publish(
         classes: JSON file of class names, where they have labels.
         attribution: text on the training data and the weights' licence.
         dtype: of the weights in the file, "float32" or "bfloat16".
+        license: of the weights, by its identifier on the hub.
+        track: shows progress.
 
     Returns:
         the held-out numbers.
 
     Raises:
-        InputError: the run has not finished.
+        InputError: the run has not finished, or a file is missing; then nothing is written.
     """
     if not (run / "model").is_dir():
         raise InputError(f"{run} has no finished model: let the run end, or go on with --resume")
-    save(load(str(run / "model")), out, dtype=getattr(torch, dtype))
-    model = load(str(out))
-    model.name = name
     samples = ParquetSamples(val)
-    results = reconstruction(model, samples)
+    names = [n[0] for n in read_class_names(classes)] if classes else []
+    notes = attribution.read_text(encoding="utf-8") if attribution else ""
     settings = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
-    if classes:
-        names = [n[0] for n in read_class_names(classes)]
-        results |= zero_shot(model, samples, names, settings["recipe"]["data"]["templates"])
+    data = settings["recipe"]["data"]
+    save(load(run / "model"), out, dtype=getattr(torch, dtype))
+    model = load(out)
+    model.name = name
+    results = reconstruction(model, samples, track)
+    if names:
+        results |= zero_shot(model, samples, names, data["templates"], track)
+    for split in ("train", "val"):  # names only: where they lay is nobody's business
+        data[split] = [Path(file).name for file in data[split]]
+    data["classes"] = data["classes"] and Path(data["classes"]).name
     measured = {"results": results, "num_samples": len(samples), "environment": environment("cpu")}
-    (out / "results.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
-    if attribution:
-        shutil.copyfile(attribution, out / "ATTRIBUTION.md")
-    card = _card(model, name, settings, read_log(run / "log.jsonl"), measured, val, attribution)
-    (out / "README.md").write_text(card, encoding="utf-8")
+    written = {
+        "recipe.json": json.dumps(settings, indent=2) + "\n",
+        "results.json": json.dumps(measured, indent=2) + "\n",
+        "README.md": _card(model, license, settings, read_log(run / "log.jsonl"), measured, val, notes),
+    } | ({"ATTRIBUTION.md": notes} if notes else {})
+    for file, text in written.items():
+        (out / file).write_text(text, encoding="utf-8")
     return results
 
 
@@ -73,34 +85,35 @@ _ROWS = {
 
 
 def _card(
-    model: Any,
-    name: str,
+    model: QLIP,
+    license: str,
     settings: dict[str, Any],
     log: list[dict[str, float]],
     measured: dict[str, Any],
     val: Sequence[Path],
-    attribution: Path | None,
+    notes: str,
 ) -> str:
     """The model card, Markdown."""
-    config, recipe, trained_on = model.config, settings["recipe"], settings["environment"]
+    config, recipe, segments = model.config, settings["recipe"], settings["segments"]
     steps, batch_size = recipe["fit"]["steps"], recipe["batch_size"]
-    rates = [entry["images_per_s"] for entry in log if "loss" in entry and "images_per_s" in entry]
-    hours = steps * batch_size / (sorted(rates)[len(rates) // 2]) / 3600
+    rate = median([entry["images_per_s"] for entry in log if "loss" in entry])
     num_bytes = config.num_tokens * config.num_bits // 8
     weights = {k.removesuffix("_weight"): v for k, v in recipe["task"].items() if k.endswith("_weight")}
+    templates = f"of class names in {len(recipe['data']['templates'])} templates"
+    captions = templates if recipe["data"]["classes"] else "as they came"
     rows = [
         f"| {label} | {form.format(measured['results'][key])} |"
         for key, (label, form) in _ROWS.items()
         if key in measured["results"]
     ]
-    data = ", ".join(Path(p).name for p in recipe["data"]["train"])
+    data = ", ".join(recipe["data"]["train"])
     lines = [
         "---",
-        "license: apache-2.0",
+        f"license: {license}",
         "library_name: open-qlip",
         "tags: [visual-tokenizer, binary-spherical-quantization, zero-shot-image-classification]",
         "---",
-        f"# {name}",
+        f"# {model.name}",
         "",
         f"A QLIP tokenizer: a {config.vision.image_size} × {config.vision.image_size} image becomes "
         f"{config.num_tokens} tokens of {config.num_bits} bits ({num_bytes} bytes), from which it is rebuilt, "
@@ -110,7 +123,7 @@ def _card(
         "```python",
         "import qlip",
         "",
-        f'model = qlip.load("{name}")',
+        f'model = qlip.load("{model.name}")',
         'tokens = model.tokenize("photo.jpg")',
         "images = model.detokenize(tokens)",
         'probabilities = model.classify("photo.jpg", ["a dog", "a cat"])',
@@ -125,24 +138,26 @@ def _card(
         "| --- | --- |",
         *rows,
         "",
-        "Zero-shot: each class by its first name in every training template, the embeddings averaged. The classes "
-        "are those of the training captions, so this measures the alignment on new pictures, not on new words.",
+        "Zero-shot: each class by its first name in every training template, the embeddings averaged.",
         "",
         "## Training",
         "",
-        f"- Data: {data}; captions from class names through {len(recipe['data']['templates'])} templates.",
+        f"- Data: {data}; captions {captions}.",
         f"- {steps:,} steps of {batch_size} samples ({steps * batch_size:,} images), AdamW, peak learning rate "
         f"{recipe['task']['lr']:g}, loss weights {weights}.",
-        f"- {trained_on['hardware']}, torch {trained_on['torch']}, about {hours:.1f} hours; open-qlip commit "
-        f"`{trained_on['commit']}`.",
-        "- `recipe.json` in the run's folder names every setting; `qlip train` repeats it.",
-        "",
-        "## Limits",
-        "",
-        "Small, trained briefly on few photographs: rebuilt pictures are blurry, words outside its captions mean "
-        "little to it. It is there to learn from, to test with, and to start from.",
+        *(f"- From step {s['first_step']:,}: {_environment(s)}" for s in segments),
+        f"- {rate:.0f} images a second (median), so {steps * batch_size / rate / 3600:.1f} hours at that rate.",
+        "- `recipe.json` names every setting; `qlip train recipe.json --data.train …` repeats it.",
         "",
     ]
-    if attribution:
-        lines += ["## Data and licence", "", attribution.read_text(encoding="utf-8").strip(), ""]
+    if notes:
+        lines += ["## Data, licence, limits", "", notes.strip(), ""]
     return "\n".join(lines)
+
+
+def _environment(segment: dict[str, Any]) -> str:
+    used = segment["environment"]
+    return (
+        f"{used['hardware']}, Python {used['python']}, torch {used['torch']}, commit `{used['commit']}`, "
+        f"cosine schedule over {segment['fit']['steps']:,} steps."
+    )

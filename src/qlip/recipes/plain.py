@@ -26,6 +26,8 @@ def from_plain(kind: Any, value: Any) -> Any:
     """
     if dataclasses.is_dataclass(kind):
         kind = typing.cast(type, kind)
+        if not isinstance(value, dict):
+            raise InputError(f"{kind.__name__} is {value!r}, not an object with its fields")
         hints = typing.get_type_hints(kind)
         if unknown := value.keys() - hints.keys():
             raise InputError(f"{kind.__name__} has no field {min(unknown)!r}")

@@ -1,6 +1,8 @@
 """From a recipe to a trained tokenizer: data, words, model, task, evaluators, and `fit`."""
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,18 +14,18 @@ import torch
 from qlip.data.augment import random_resized_crop
 from qlip.data.loader import TrainingSet, batches
 from qlip.data.parquet import Captioner, ParquetSamples, read_class_names
-from qlip.environment import environment
+from qlip.environment import environment, resolve_device
 from qlip.errors import InputError
 from qlip.eval.pictures import reconstruction_grid
 from qlip.eval.protocols import reconstruction, zero_shot
+from qlip.files import whole_file
 from qlip.model.config import PRESETS, QLIPConfig
 from qlip.model.image import ImageProcessor, read_image
 from qlip.model.qlip import QLIP
 from qlip.model.text import TextTokenizer
 from qlip.recipes.plain import to_plain
-from qlip.train.checkpoint import latest_checkpoint
+from qlip.train.checkpoint import checkpoint_step, latest_checkpoint
 from qlip.train.fit import Evaluator, FitConfig, fit
-from qlip.train.plot import plot_log, require_matplotlib
 from qlip.train.stage1 import Stage1, Stage1Config
 
 TEMPLATES = (
@@ -71,8 +73,8 @@ class Recipe:
         fit: how long and how often.
         batch_size: samples an optimizer step.
         seed: of the weights, the data order and the augmentation.
-        device: "cpu", "cuda", …
-        compile: compile the model; pays after a minute or so.
+        device: "cpu", "cuda", …; "auto" takes a GPU if there is one.
+        compile: compile the model, which takes a minute; on a CPU it needs a C++ compiler.
     """
 
     model: QLIPConfig = field(default_factory=lambda: PRESETS["tiny"])
@@ -81,7 +83,7 @@ class Recipe:
     fit: FitConfig = field(default_factory=FitConfig)
     batch_size: int = 128
     seed: int = 0
-    device: str = "cpu"
+    device: str = "auto"
     compile: bool = False
 
     def __post_init__(self):
@@ -94,26 +96,28 @@ def run(recipe: Recipe, out: Path, resume: bool = False) -> QLIP:
 
     Args:
         recipe: what to do.
-        out: folder for `recipe.json`, `log.jsonl`, `checkpoints/`, `curves.png`, `reconstructions.png` and, at
-            the end, `model/`, a checkpoint that `qlip.load` reads.
+        out: folder for `recipe.json` and what `fit` leaves, for `reconstructions.png` and, at the end, for
+            `model/`, a checkpoint that `qlip.load` reads.
         resume: go on where an interrupted run stopped.
 
     Returns:
         The trained model.
 
     Raises:
-        InputError: the recipe cannot be run: missing data, no class names, a folder that holds another run.
+        InputError: the recipe cannot be run: missing data, no class names, no such device, a folder that holds
+            another run.
     """
-    require_matplotlib()
+    recipe = replace(recipe, device=resolve_device(recipe.device))
+    _check_compiler(recipe)
     train = ParquetSamples(recipe.data.train)
     val = _some(ParquetSamples(recipe.data.val), recipe.data.max_val) if recipe.data.val else []
     names = read_class_names(recipe.data.classes) if recipe.data.classes else []
     captioner = Captioner(names, recipe.data.templates)
-    _record(recipe, out, resume)
     model = build_model(recipe, train, captioner)
     task = Stage1(model, recipe.task, torch.tensor(model.need_image_processor().std))
     if recipe.compile:
         model.compile()
+    _record(recipe, out, resume)
     dataset = TrainingSet(
         train, _Transform(model.need_image_processor(), recipe.data.crop_scale), captioner, recipe.seed
     )
@@ -126,7 +130,6 @@ def run(recipe: Recipe, out: Path, resume: bool = False) -> QLIP:
         _evaluators(model, val, names, recipe.data.templates, out),
         resume,
     )
-    plot_log(out / "log.jsonl", out / "curves.png")
     model.save(out / "model")
     return model
 
@@ -146,13 +149,12 @@ class _Transform:
 def _evaluators(
     model: QLIP, val: list[dict], names: list[list[str]], templates: tuple[str, ...], out: Path
 ) -> list[Evaluator]:
-    """Reconstruction and, for labelled samples, zero-shot; and the run's pictures."""
+    """Reconstruction and, for labelled samples, zero-shot; and a picture of what is rebuilt."""
     if not val:
         return []
 
     def draw() -> dict[str, float]:
         reconstruction_grid(model, val[:: max(1, len(val) // 24)][:24]).save(out / "reconstructions.png")
-        plot_log(out / "log.jsonl", out / "curves.png")
         return {}
 
     evaluators: list[Evaluator] = [partial(reconstruction, model, val), draw]
@@ -161,21 +163,33 @@ def _evaluators(
     return evaluators
 
 
+def _check_compiler(recipe: Recipe) -> None:
+    on_cpu, compilers = recipe.device.startswith("cpu"), (os.environ.get("CXX", "g++"), "clang++")
+    if recipe.compile and on_cpu and not any(map(shutil.which, compilers)):
+        raise InputError("compiling the model needs a C++ compiler: install g++, or pass --no-compile")
+
+
 def _record(recipe: Recipe, out: Path, resume: bool) -> None:
-    """Write `recipe.json`; a resumed run must be of the same recipe, but for how long and how often."""
-    path = out / "recipe.json"
-    plain = to_plain(recipe)
-    if resume and path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))["recipe"]
+    """Write `recipe.json`: the recipe, and a segment for the start and for each time that the run was resumed.
+
+    A resumed run must be of the same recipe, but for how long and how often, and on what.
+    """
+    path, plain = out / "recipe.json", to_plain(recipe)
+    checkpoint = latest_checkpoint(out)
+    if checkpoint and not resume:
+        return  # `fit` refuses such a folder, which stays as it is
+    segments = []
+    if checkpoint and path.exists():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        segments = record["segments"]
         for name in plain.keys() - {"fit", "device", "compile"}:
-            if before.get(name) != plain[name]:
+            if record["recipe"].get(name) != plain[name]:
                 raise InputError(f"{out} holds a run with another {name!r}: resume with its recipe.json as RECIPE")
-        return
-    if latest_checkpoint(out):
-        return  # `fit` refuses such a folder, without touching it
-    out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"recipe": plain, "environment": environment(recipe.device)}, indent=2)
-    path.write_text(text + "\n", encoding="utf-8")
+    first_step = checkpoint_step(checkpoint) + 1 if checkpoint else 1
+    segments.append({"first_step": first_step, "fit": plain["fit"], "environment": environment(recipe.device)})
+    with whole_file(path) as unfinished:
+        text = json.dumps({"recipe": plain, "segments": segments}, indent=2)
+        unfinished.write_text(text + "\n", encoding="utf-8")
 
 
 def build_model(recipe: Recipe, train: ParquetSamples, captioner: Captioner) -> QLIP:
@@ -200,9 +214,8 @@ def build_model(recipe: Recipe, train: ParquetSamples, captioner: Captioner) -> 
 
 
 def _captions(train: ParquetSamples, captioner: Captioner) -> Iterator[str]:
-    """All that a captioner can say, or all captions of the samples."""
-    if not train.has_labels:
-        yield from (sample["caption"] for sample in train if "caption" in sample)
+    """All captions of the samples, and all that class names and templates can say."""
+    yield from train.captions()
     for names in captioner.names:
         yield from (t.replace("{}", name) for name in names for t in captioner.templates)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from qlip.errors import InputError
@@ -25,7 +25,7 @@ def save_checkpoint(out: Path, task: "Task", step: int, keep: int) -> Path:
         tensors |= {f"optimizer.{i}.{name}": value for name, value in state.items()}
     path = out / "checkpoints" / f"step-{step:07d}.safetensors"
     with whole_file(path) as unfinished:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, unfinished, metadata={"step": str(step)})
+        save_file({k: v.contiguous() for k, v in tensors.items()}, unfinished)
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
     for old in _checkpoints(out)[:-keep]:
@@ -36,6 +36,11 @@ def save_checkpoint(out: Path, task: "Task", step: int, keep: int) -> Path:
 def latest_checkpoint(out: Path) -> Path | None:
     """The newest complete checkpoint of a run, or None."""
     return next(reversed(_checkpoints(out)), None)
+
+
+def checkpoint_step(path: Path) -> int:
+    """The step at which a checkpoint was written, from its name."""
+    return int(path.stem.removeprefix("step-"))
 
 
 def load_checkpoint(path: Path, task: "Task") -> int:
@@ -49,9 +54,7 @@ def load_checkpoint(path: Path, task: "Task") -> int:
     """
     try:
         tensors = load_file(path)
-        with safe_open(path, "pt") as file:
-            step = int(file.metadata()["step"])
-    except (SafetensorError, OSError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError) as error:
         raise InputError(
             f"{path}: not a readable checkpoint ({error}); delete it to use the one before"
         ) from error
@@ -66,7 +69,7 @@ def load_checkpoint(path: Path, task: "Task") -> int:
     except RuntimeError as error:
         raise InputError(f"{path} is of another model: {str(error).splitlines()[1].strip()}") from error
     task.optimizer.load_state_dict(task.optimizer.state_dict() | {"state": states})
-    return step
+    return checkpoint_step(path)
 
 
 def _checkpoints(out: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qlip.errors import InputError
 from qlip.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from qlip.train.log import Log
+from qlip.train.plot import plot_log, require_matplotlib
 
 Evaluator = Callable[[], dict[str, float]]
 Batch = dict[str, Any]
@@ -74,7 +75,7 @@ def fit(
         task: what to train.
         batches: from a step number, the endless batches from there on.
         config: how long and how often.
-        out: folder for `log.jsonl` and `checkpoints/`.
+        out: folder for `log.jsonl`, `curves.png` and `checkpoints/`.
         evaluators: functions that return named numbers; called every `eval_every` steps and at the end, with
             the model in evaluation mode and without gradients.
         resume: go on from the latest checkpoint in `out`, if there is one.
@@ -85,6 +86,7 @@ def fit(
     Raises:
         InputError: `out` holds a run and `resume` is False, or its checkpoint does not fit the task.
     """
+    require_matplotlib()
     checkpoint = latest_checkpoint(out)
     if checkpoint and not resume:
         raise InputError(f"{out} already holds a run: go on with --resume, or choose another --out")
@@ -103,6 +105,7 @@ def fit(
             if evaluators and (last or step % config.eval_every == 0):
                 results = evaluate(task.model, evaluators)
                 log.write(step, {f"eval/{name}": value for name, value in results.items()})
+                plot_log(out / "log.jsonl", out / "curves.png")
             if last or step % config.save_every == 0:
                 save_checkpoint(out, task, step, config.keep)
     return results

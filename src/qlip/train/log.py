@@ -9,6 +9,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from qlip.files import whole_file
+
 
 class Log:
     """`log.jsonl` in the run's folder, and progress on stderr.
@@ -18,9 +20,9 @@ class Log:
 
     def __init__(self, path: Path, start_step: int, total_steps: int):
         """Open the file; lines of steps after `start_step` are dropped."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= start_step]
-        path.write_text("".join(kept), encoding="utf-8")
+        with whole_file(path) as unfinished:
+            unfinished.write_text("".join(kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
         self._bar = Progress(
             TextColumn("training"),

@@ -9,7 +9,7 @@ PANELS = {
     "loss": ("loss",),
     "reconstruction (MSE)": ("reconstruction",),
     "alignment (nats)": ("alignment",),
-    "code use (bits)": ("bit_entropy", "token_entropy"),
+    "code use (bits)": ("bit_entropy",),
     "held-out PSNR (dB)": ("eval/psnr",),
     "held-out top-1": ("eval/top1",),
 }

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qlip.errors import InputError
 from qlip.model.qlip import QLIP
-from qlip.model.quantizer import entropies, quantizer_loss
+from qlip.model.quantizer import quantizer_loss
 from qlip.train.losses import commitment_loss, contrastive_loss, pixel_mse
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -52,7 +53,13 @@ class Stage1:
             model: on its device, in float32; steps run under bfloat16 autocast.
             config: weights and optimizer.
             pixel_std: (3,), what brings normalised pixels to [0,1] differences.
+
+        Raises:
+            InputError: a commitment between encoder and decoder of different widths.
         """
+        widths = model.config.vision.hidden_size, model.config.hidden_size_post_q
+        if config.commitment_weight and widths[0] != widths[1]:
+            raise InputError(f"commitment compares latents of widths {widths}: set commitment_weight to 0")
         self.model, self.config = model, config
         self.pixel_std = pixel_std.to(model.device)
         decayed = [p for p in model.parameters() if p.ndim >= 2]
@@ -84,8 +91,7 @@ class Stage1:
 
     def losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The loss terms with gradient, and diagnostics of the codes."""
-        config, quantizer = self.config, self.model.config.quantizer
-        device = self.model.device
+        config, device = self.config, self.model.device
         pixel_values = batch["pixel_values"].to(device, non_blocking=True)
         input_ids = batch["input_ids"].to(device, non_blocking=True)
         with torch.autocast(device.type, torch.bfloat16):
@@ -93,12 +99,12 @@ class Stage1:
         terms = {
             "reconstruction": pixel_mse(out.reconstructions, pixel_values, self.pixel_std),
             "alignment": contrastive_loss(out.logits_per_image, batch["group"].to(device)),
-            "quantizer": quantizer_loss(out.latents, quantizer),
-            "commitment": commitment_loss(out.features, out.quantized_features),
+            "quantizer": quantizer_loss(out.latents, self.model.config.quantizer),
         }
+        if config.commitment_weight:
+            terms["commitment"] = commitment_loss(out.features, out.quantized_features)
         loss = sum(getattr(config, f"{name}_weight") * term for name, term in terms.items())
         with torch.no_grad():
             mean_bit = (out.codes > 0).float().mean((0, 1))
             bit_entropy = torch.special.entr(torch.stack((mean_bit, 1 - mean_bit))).sum() / math.log(2)
-            per_sample, _ = entropies(out.latents, quantizer.group_size, quantizer.inv_temperature)
-        return terms | {"loss": loss}, {"bit_entropy": bit_entropy, "token_entropy": per_sample / math.log(2)}
+        return terms | {"loss": loss}, {"bit_entropy": bit_entropy}

@@ -1,3 +1,4 @@
+import multiprocessing
 from itertools import islice
 
 import pytest
@@ -12,15 +13,22 @@ def tokenize(texts):
     return mask * 5, mask
 
 
-def dataset(num=20, seed=3, labels=True):
-    samples = [{"image": bytes([i]), "key": str(i), "caption": "ab" if i % 2 else "abc"} for i in range(num)]
-    if labels:
-        samples = [s | {"label": i % 4} for i, s in enumerate(samples)]
+def transform(image, rng):
+    if not image:
+        raise InputError("the image of 0 bytes is empty")
+    return torch.tensor([image[0], rng.random()])
 
-    def transform(image, rng):
-        return torch.tensor([image[0], rng.random()])
 
-    return TrainingSet(samples, transform, lambda sample, rng: sample["caption"], seed)
+def say(sample, rng):
+    return sample.get("caption", "wagon")
+
+
+def dataset(num=20, seed=3, words=("label",)):
+    rows = [
+        {"image": bytes([i]), "key": str(i), "caption": "ab" if i % 2 else "abc", "label": i % 4}
+        for i in range(num)
+    ]
+    return TrainingSet([{k: row[k] for k in ("image", "key", *words)} for row in rows], transform, say, seed)
 
 
 def test_every_sample_once_an_epoch_in_another_order():
@@ -52,12 +60,32 @@ def test_augmentation_differs_between_epochs_and_seeds():
 
 def test_text_is_cut_to_the_longest_and_groups_follow_labels_or_captions():
     batch = next(batches(dataset(), tokenize, 8))
-    assert batch["input_ids"].shape == batch["attention_mask"].shape == (8, 3)
-    assert batch["group"].tolist() == [int(k) % 4 for k in batch["keys"]]
-    batch = next(batches(dataset(labels=False), tokenize, 8))
-    odd = torch.tensor([int(k) % 2 for k in batch["keys"]])
-    same = batch["group"][:, None] == batch["group"][None]
-    assert torch.equal(same, odd[:, None] == odd[None])
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (8, 5)
+    assert batch["group"].tolist() == [int(k) % 4 for k in batch["keys"]]  # all say "wagon"
+    for words in (("caption",), ("caption", "label")):
+        batch = next(batches(dataset(words=words), tokenize, 8))
+        assert batch["input_ids"].shape == batch["attention_mask"].shape == (8, 3)
+        odd = torch.tensor([int(k) % 2 for k in batch["keys"]])
+        same = batch["group"][:, None] == batch["group"][None]
+        assert torch.equal(same, odd[:, None] == odd[None])
+
+
+@pytest.mark.parametrize("num_workers", (0, 1))
+def test_a_bad_picture_is_named_on_one_line(num_workers):
+    broken = dataset()
+    broken.samples[7]["image"] = b""
+    with pytest.raises(InputError, match="^7: the image of 0 bytes is empty$"):
+        list(islice(batches(broken, tokenize, 20, num_workers=num_workers), 1))
+
+
+def test_workers_of_a_fresh_interpreter():
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        spawned = next(batches(dataset(), tokenize, 6, num_workers=1))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert torch.equal(spawned["pixel_values"], next(batches(dataset(), tokenize, 6))["pixel_values"])
 
 
 def test_too_few_samples_for_a_batch():

@@ -36,12 +36,39 @@ def test_datasets_library_convention_without_labels(tmp_path):
     assert samples[0]["caption"] == "a cat" and not samples.has_labels
 
 
+def test_captions_alone(tmp_path):
+    images = [{"bytes": b"x", "path": None}] * 2
+    write(tmp_path / "a.parquet", image=images, caption=["a cat", None])
+    write(tmp_path / "b.parquet", image=images, label=[0, 1])
+    write(tmp_path / "c.parquet", image=images, caption=["a dog", "a cow"])
+    assert list(ParquetSamples([tmp_path]).captions()) == ["a cat", "a dog", "a cow"]
+
+
+def test_pictures_beside_the_file(tmp_path):
+    (tmp_path / "data/sub").mkdir(parents=True)
+    (tmp_path / "data/sub/a.png").write_bytes(b"picture")
+    images = [{"bytes": None, "path": p} for p in ("sub/a.png", "sub/nowhere.png", None)] + [None]
+    samples = ParquetSamples([write(tmp_path / "data/a.parquet", image=images, label=[0] * 4)])
+    assert samples[0]["image"] == b"picture"
+    with pytest.raises(InputError, match=r"a\.parquet:1: its picture 'sub/nowhere\.png' cannot be read \(No such"):
+        samples[1]
+    for row in (2, 3):
+        with pytest.raises(InputError, match=rf"a\.parquet:{row}: `image` has neither"):
+            samples[row]
+
+
 def test_bad_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.parquet"):
         ParquetSamples([tmp_path / "nowhere.parquet"])
     (tmp_path / "bad.parquet").write_bytes(b"not parquet")
     with pytest.raises(InputError, match=r"bad\.parquet: not a readable"):
         ParquetSamples([tmp_path / "bad.parquet"])
+    write(tmp_path / "cut.parquet", image=[{"bytes": bytes(9999), "path": None}], label=[1])
+    data = bytearray((tmp_path / "cut.parquet").read_bytes())
+    data[4:40] = b"\xff" * 36
+    (tmp_path / "cut.parquet").write_bytes(data)
+    with pytest.raises(InputError, match=r"cut\.parquet: not a readable"):
+        ParquetSamples([tmp_path / "cut.parquet"])
     with pytest.raises(InputError, match=r"no column `image`.*words"):
         ParquetSamples([write(tmp_path / "c.parquet", words=["a"])])
     (tmp_path / "empty").mkdir()
@@ -61,8 +88,10 @@ def test_captions_use_every_name_and_template_the_usual_name_most():
 
 def test_a_sample_without_words_is_named():
     rng = np.random.default_rng(0)
-    with pytest.raises(InputError, match="row 7.*label 2 has no name"):
+    with pytest.raises(InputError, match="row 7: label 2 has no name: .* at least 3 names"):
         Captioner([["dog"]])({"label": 2, "key": "row 7"}, rng)
+    with pytest.raises(InputError, match="label -1 has no name: leave the row out"):
+        Captioner([["dog"]])({"label": -1, "key": "row 7"}, rng)
     with pytest.raises(InputError, match="row 7: neither"):
         Captioner([["dog"]])({"key": "row 7"}, rng)
 

@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -64,11 +65,32 @@ def test_files_of_different_tokenizers_do_not_mix(tmp_path):
 
 
 def test_other_files_are_refused(tmp_path):
-    import pyarrow as pa
-
     pq.write_table(pa.table({"a": [1]}), tmp_path / "x.parquet")
     with pytest.raises(InputError, match=r"x\.parquet: not a token file"):
+        TokenFormat.read(tmp_path / "x.parquet")
+    huge = json.dumps(dict(FORMAT.__dict__, grid=[10**12, 10**12]))
+    for value in ("{", "[]", '{"format_version": 1}', b"\xff", huge):
+        pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({"qlip": value}), tmp_path / "x.parquet")
+        with pytest.raises(InputError, match=r"x\.parquet: its `qlip` metadata is damaged"):
+            TokenFormat.read(tmp_path / "x.parquet")
+    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata(FORMAT.schema().metadata), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=r"x\.parquet: its .*its columns are .*a: int64"):
         TokenFormat.read(tmp_path / "x.parquet")
     newer = TokenFormat("small", "0" * 16, 28, (2, 3), format_version=2)
     with pytest.raises(InputError, match="version 2 is newer"):
         TokenFiles.open([write(tmp_path / "n.parquet", ["a"], [[1] * 6], newer)])
+
+
+def test_damaged_pages_and_empty_cells_are_named(tmp_path):
+    file = write(tmp_path / "t.parquet", ["a", "b"], np.arange(12).reshape(2, 6))
+    good = file.read_bytes()
+    start = pq.read_metadata(file).row_group(0).column(1).data_page_offset
+    file.write_bytes(good[: start + 40] + bytes([good[start + 40] ^ 1]) + good[start + 41 :])
+    with pytest.raises(InputError, match=r"t\.parquet: not a readable Parquet file") as raised:
+        list(TokenFiles.open([file]).batches())
+    assert "\n" not in str(raised.value)
+    for keys, ids in ((["a", None], [[1] * 6] * 2), (["a", "b"], [[1] * 6, None])):
+        pq.write_table(pa.table({"key": keys, "tokens": ids}, schema=FORMAT.schema()), file)
+        source = TokenFiles.open([file])
+        with pytest.raises(InputError, match=r"t\.parquet: .*has no (key|ids)"):
+            source.keys(), list(source.batches())

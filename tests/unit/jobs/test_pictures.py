@@ -11,7 +11,7 @@ PART = st.text("ab./ü", min_size=1, max_size=4)
 
 
 def test_folders_are_searched_and_files_taken_as_named(tmp_path):
-    for name in ("b.JPG", "a.png", "notes.txt", "sub/c.webp"):
+    for name in ("b.JPG", "a.png", "notes.txt", "sub/c.webp", "d.pdf", "e.mpg", "f.h5", "g.eps"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     found = find_pictures([tmp_path / "notes.txt", tmp_path, tmp_path / "a.png"])
@@ -43,10 +43,14 @@ def test_batches_pass_over_what_fails():
         (["a/b/cat.jpg", "a/b/dog.jpg"], ["cat.png", "dog.png"]),
         (["a/x/cat.jpg", "a/y/cat.jpg"], ["x/cat.png", "y/cat.png"]),
         (["cat.jpg", "cat.webp", "dog"], ["cat.jpg.png", "cat.webp.png", "dog.png"]),
+        ([], []),
         (["/etc/cat.jpg"], ["cat.png"]),
         (["../../etc/cat.jpg", "a.jpg"], ["etc/cat.png", "a.png"]),
         (["same.jpg", "same.jpg"], ["00000-same.jpg.png", "00001-same.jpg.png"]),
         (["val.parquet:3"], ["val.png"]),
+        (["a\0b.jpg", "c\udcff.jpg"], ["a_b.png", "c?.png"]),
+        (["x" * 300 + "/a.jpg", "y/ü" + "z" * 300], ["x" * 200 + "/a.png", "y/ü" + "z" * 198 + ".png"]),
+        (["x" * 300 + "1", "x" * 300 + "2"], [f"0000{i}-{'x' * 200}.png" for i in (0, 1)]),
     ),
 )
 def test_names_of_outputs(keys, names):

@@ -108,7 +108,12 @@ def test_converts_when_saving_and_when_loading(model, tmp_path):
 
 
 def test_rotary_tables_stay_in_float32(folder):
-    assert {b.dtype for b in qlip.load(folder, dtype=torch.bfloat16).buffers()} == {torch.float32}
+    loaded, cast = qlip.load(folder, dtype=torch.bfloat16), qlip.load(folder).to(torch.bfloat16)
+    assert {b.dtype for b in (*loaded.buffers(), *cast.buffers())} == {torch.float32}
+    size = loaded.config.vision.image_size
+    pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    assert loaded.id_hash() == cast.id_hash()
+    assert torch.equal(loaded.encode(pixels), cast.encode(pixels))
 
 
 def test_saves_what_is_not_contiguous(model, tmp_path):

@@ -315,23 +315,27 @@ def bomb(width, height):
     return b"\x89PNG\r\n\x1a\n" + data
 
 
-@pytest.mark.parametrize("action", ["ignore", "error"])
+@pytest.mark.parametrize("action", ["always", "error"])
 def test_decompression_bombs(tmp_path, action):
-    """Between PIL's limit and twice that it only warns; the user's filters stay as they are."""
-    for size in [(10_000, 9_000), (14_000, 12_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)]:
+    """Between PIL's limit and twice that it only warns; we refuse both in the same words, and warn of nothing."""
+    for size in [(10_000, 9_000), (14_000, 12_000), (20_000, 20_000), (2**31 - 1, 2**31 - 1)]:
         (tmp_path / "bomb.png").write_bytes(bomb(*size))
-        with warnings.catch_warnings():
+        words = "bomb.png", f"{size[0]}x{size[1]} pixels, over the limit of", "MAX_IMAGE_PIXELS if you trust it"
+        with warnings.catch_warnings(record=True) as shown:
             warnings.simplefilter(action)
-            before = list(warnings.filters)
-            one_line(lambda: read_image(tmp_path / "bomb.png"), "bomb.png")
-            assert warnings.filters == before
+            one_line(lambda: read_image(tmp_path / "bomb.png"), *words)
+        assert not shown
+
+
+def test_a_decoder_that_checks_the_size_itself(monkeypatch):
+    data = FILES["webp"]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 97 * 61 // 3)
+    one_line(lambda: read_image(data), "pixels, over the limit of 1972", "MAX_IMAGE_PIXELS if you trust it")
 
 
 def test_the_limit_is_pils(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 97 * 61 - 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        one_line(lambda: read_image(FILES["png"]), "97x61 pixels", "MAX_IMAGE_PIXELS")
+    one_line(lambda: read_image(FILES["png"]), "97x61 pixels", "MAX_IMAGE_PIXELS")
     for limit in (97 * 61, None):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         assert read_image(FILES["png"]).size == (97, 61)

@@ -6,7 +6,7 @@ from transformers.activations import ACT2FN
 
 from qlip.model import ImageTowerConfig, TextConfig
 from qlip.model.config import ACTIVATIONS
-from qlip.model.layers import Attention, Block, Rotary, SwiGLU, activation, grid_rotary, to_sphere
+from qlip.model.layers import Attention, Block, Rotary, SwiGLU, activation, attend, grid_rotary, to_sphere
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -68,6 +68,26 @@ def test_a_short_text_takes_the_first_positions():
 def test_rotary_keeps_the_dtype():
     rotary = grid_rotary(ImageTowerConfig(hidden_size=16, num_attention_heads=1), 2)
     assert rotary(torch.randn(1, 1, 5, 16, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_rotary_tables_stay_float32_when_cast_and_follow_to_a_device(dtype):
+    rotary = Rotary(torch.arange(9.0)[:, None], 12)
+    cos, sin = rotary.cos.clone(), rotary.sin.clone()
+    cast = torch.nn.Sequential(rotary).to(dtype)[0]
+    assert cast.cos.dtype == cast.sin.dtype == torch.float32
+    assert torch.equal(cast.cos, cos) and torch.equal(cast.sin, sin) and len(list(cast.buffers())) == 2
+    moved = cast.to("meta", dtype)
+    assert moved.cos.is_meta and moved.sin.is_meta and moved.cos.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6)])
+def test_attention_keeps_the_precision(dtype, tolerance):
+    q, k, v = torch.randn(3, 2, 3, 5, 4, dtype=torch.float64)
+    expected = (q @ k.mT / 2).softmax(-1) @ v
+    result = attend(q.to(dtype), k.to(dtype), v.to(dtype), None, False)
+    assert result.dtype == dtype
+    torch.testing.assert_close(result.double(), expected, rtol=0, atol=tolerance)
 
 
 def test_subln_norms_the_heads_together():

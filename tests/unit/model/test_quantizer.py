@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from qlip.bits import codes_to_tokens, tokens_to_sub_tokens
+from qlip.bits import codes_to_tokens, tokens_to_codes, tokens_to_sub_tokens
 from qlip.model import QuantizerConfig
 from qlip.model.layers import to_sphere
 from qlip.model.quantizer import QuantizerMLP, entropies, group_tokens, quantize, quantizer_loss
@@ -60,6 +60,16 @@ def test_codes_keep_dtype_shape_and_sign(dtype):
     assert codes.dtype == dtype and codes.shape == latents.shape
     assert torch.equal(codes > 0, latents > 0)
     assert torch.equal(quantize(codes), codes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_codes_are_those_of_their_tokens_to_the_bit(dtype):
+    for width in range(1, 64):
+        latents = sphere(3, 9, width).to(dtype)
+        codes = quantize(latents)
+        assert torch.equal(codes, tokens_to_codes(codes_to_tokens(latents), width, dtype)), width
+        exact = torch.tensor(width**-0.5, dtype=torch.float64).to(dtype)
+        assert torch.equal(codes.abs(), exact.expand_as(codes)), width
 
 
 def test_the_gradient_passes_straight_through():

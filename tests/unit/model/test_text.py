@@ -85,7 +85,7 @@ def clip_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def clip(clip_folder):
-    return TextTokenizer.from_folder(clip_folder, 77)
+    return TextTokenizer.find(clip_folder, 77)
 
 
 @pytest.fixture(scope="session")
@@ -128,9 +128,7 @@ def test_agrees_on_random_strings(clip, reference):
 
 def test_agrees_at_other_context_lengths(clip_folder, reference):
     for length in (2, 3, 16):
-        assert_agrees(
-            TextTokenizer.from_folder(clip_folder, length), reference, ["", "a", "one two three four " * 9]
-        )
+        assert_agrees(TextTokenizer.find(clip_folder, length), reference, ["", "a", "one two three four " * 9])
 
 
 def test_known_ids(clip):
@@ -179,7 +177,7 @@ def test_saved_folder_reads_the_same(clip, reference, small, tmp_path):
     for name, tokenizer in {"clip": clip, "small": small}.items():
         folder = tmp_path / "ünï" / name
         tokenizer.save(folder)
-        again = TextTokenizer.from_folder(folder, tokenizer.context_length)
+        again = TextTokenizer.find(folder, tokenizer.context_length)
         assert torch.equal(again(TEXTS)[0], tokenizer(TEXTS)[0])
         assert vars(again).keys() == vars(tokenizer).keys()
         assert again.pad_token_id == tokenizer.pad_token_id
@@ -192,7 +190,7 @@ def test_hub_tokenizer_json(clip, reference, tmp_path):
     """What `transformers` saves reads the same; truncation and padding kept in the file do not matter."""
     reference(["a", "b c"], padding="max_length", max_length=5, truncation=True)
     reference.save_pretrained(tmp_path)
-    assert torch.equal(TextTokenizer.from_folder(tmp_path, 77)(TEXTS)[0], clip(TEXTS)[0])
+    assert torch.equal(TextTokenizer.find(tmp_path, 77)(TEXTS)[0], clip(TEXTS)[0])
 
 
 def test_special_tokens_that_the_folder_names(clip, clip_folder, tmp_path):
@@ -200,12 +198,12 @@ def test_special_tokens_that_the_folder_names(clip, clip_folder, tmp_path):
         (tmp_path / name).write_bytes((clip_folder / name).read_bytes())
     (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "<|endoftext|>", "bos_token": null}')
     (tmp_path / "special_tokens_map.json").write_text('{"pad_token": {"content": "!", "lstrip": false}}')
-    tokenizer = TextTokenizer.from_folder(tmp_path, 8)
+    tokenizer = TextTokenizer.find(tmp_path, 8)
     ids, mask = tokenizer("a cat")
     assert ids.tolist() == [[49406, 320, 2368, 49407, 0, 0, 0, 0]]
     assert mask.tolist() == [[1, 1, 1, 1, 0, 0, 0, 0]]
     tokenizer.save(tmp_path / "saved")
-    assert TextTokenizer.from_folder(tmp_path / "saved", 8).pad_token_id == 0
+    assert TextTokenizer.find(tmp_path / "saved", 8).pad_token_id == 0
     (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "[PAD]"}')
     with pytest.raises(InputError, match=r"\[PAD\]"):
         TextTokenizer.find(tmp_path, 8)
@@ -215,8 +213,6 @@ def test_nothing_there(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert TextTokenizer.find(tmp_path, 77) is None
     assert TextTokenizer.find(tmp_path / "missing", 77) is None
-    with pytest.raises(InputError, match="no text vocabulary"):
-        TextTokenizer.from_folder(tmp_path, 77)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_a_crash_while_saving_keeps_the_checkpoint_before(tmp_path, monkeypatch)
     task = LineFit()
     save_checkpoint(tmp_path, task, 1, keep=1)
 
-    def full_disk(tensors, path, metadata):
+    def full_disk(tensors, path):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
