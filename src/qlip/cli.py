@@ -313,9 +313,8 @@ def _dispatch(argv: list[str]) -> int:
 
 def _load(name: str, device: str, revision: str | None = None) -> "QLIP":
     import qlip
-    from qlip.environment import resolve_device
 
-    return qlip.load(name, device=resolve_device(device), revision=revision)
+    return qlip.load(name, device=device, revision=revision)
 
 
 def _track(what: str) -> Callable[[Iterable], Iterable]:

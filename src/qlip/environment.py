@@ -9,29 +9,28 @@ from pathlib import Path
 
 import torch
 
-from qlip.errors import InputError
+from qlip.errors import InputError, one_line
 
 
-def resolve_device(name: str) -> str:
+def resolve_device(device: str | torch.device) -> torch.device:
     """The device to compute on.
 
     Args:
-        name: a torch device, or "auto": a GPU if there is one, which is said once in the log, else "cpu".
+        device: a torch device, or "auto": a GPU if there is one, which the log then says, else the CPU.
 
     Raises:
         InputError: this PyTorch, or this machine, does not have it.
     """
-    if name == "auto":
+    if device == "auto":
         if not torch.cuda.is_available():
-            return "cpu"
-        name = "cuda"
+            return torch.device("cpu")
+        device = "cuda"
         logging.getLogger("qlip").info("computing on %s", torch.cuda.get_device_name())
     try:
-        torch.empty(0, device=name)
+        return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # AssertionError: a build without CUDA
-        reason = " ".join(str(error).split()).split(". ")[0]  # PyTorch goes on for pages
-        raise InputError(f"device={name!r} is not to be had ({reason}): use 'cpu'") from error
-    return name
+        reason = one_line(error).split(". ")[0]  # PyTorch goes on for pages
+        raise InputError(f"device={str(device)!r} is not to be had ({reason}): use 'cpu'") from error
 
 
 def environment(device: str) -> dict[str, str]:

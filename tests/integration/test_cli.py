@@ -240,8 +240,9 @@ def test_train_names_what_is_missing(run, color_data, tmp_path):
     train = ["--data.train", color_data / "train.parquet"]
     code, _, err = run("train", "tiny", *out, *train, *SMALL_RUN)
     assert code == 1 and "class-name" in err
+    train += ["--data.classes", color_data / "classes.json"]
     code, _, err = run("train", "tiny", *out, *train, "--batch-size", 1000)
-    assert code == 1
+    assert code == 1 and "64 samples do not fill a batch of 1000" in err
     assert run("train", "tiny", *out, *train, "--frobnicate", 1)[0] == 2
     code, _, err = run("train", "tiny", *out, *train, "--device", "abacus")
     assert code == 1 and "abacus" in err

@@ -7,7 +7,7 @@ photo ─ preprocess ─┬─ tokenize ─ detokenize ─── PSNR, SSIM ─�
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.resources import files
@@ -25,6 +25,7 @@ from qlip.demo.page import render
 from qlip.demo.summary import Example, Photo, Rendition, Row, Summary
 from qlip.demo.tokenmap import draw, token_colors
 from qlip.eval.metrics import psnr, ssim, stack_uint8, to_uint8
+from qlip.eval.protocols import Track
 from qlip.files import whole_file
 from qlip.model.qlip import QLIP
 
@@ -33,7 +34,7 @@ TEMPLATES = ("a photo of {}.",)  # the labels bring their own article
 OURS = "QLIP"
 
 
-def build(model: QLIP, out: Path, track: Callable[[Iterable], Iterable] = iter) -> Summary:
+def build(model: QLIP, out: Path, track: Track = iter) -> Summary:
     """Run the demo and write its page.
 
     The same model gives the same page, byte for byte, on one machine. The time goes into AVIF files: some ten
@@ -98,7 +99,7 @@ def read_photos() -> list[tuple[Photo, bytes]]:
     return [(photo := Photo(**entry), (PHOTOS / photo.file).read_bytes()) for entry in entries]
 
 
-def _examples(model: QLIP, track: Callable[[Iterable], Iterable]) -> Iterator[Example]:
+def _examples(model: QLIP, track: Track) -> Iterator[Example]:
     photos, encoded = zip(*read_photos(), strict=True)
     tokens = model.tokenize(encoded)
     rebuilt = to_uint8(model.detokenize(tokens)).permute(0, 2, 3, 1).numpy()

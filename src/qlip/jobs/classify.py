@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from qlip.jobs.pictures import Pictures, Track, find_pictures
+from qlip.eval.protocols import Track
+from qlip.jobs.pictures import Pictures, find_pictures
 from qlip.model.qlip import QLIP
 
 

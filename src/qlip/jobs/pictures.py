@@ -1,17 +1,15 @@
 """Many pictures in, one result each: what a person named, what could be read, what could not."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from PIL import Image
 
 from qlip.errors import InputError
+from qlip.eval.protocols import Track
 from qlip.model.image import FORMATS
-
-Track = Callable[[Iterable], Iterable]
-"""Wraps an iterable to show progress over it."""
 
 
 @dataclass

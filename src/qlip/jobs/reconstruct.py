@@ -7,7 +7,8 @@ from pathlib import Path
 from PIL import Image
 
 from qlip.eval.metrics import psnr, ssim, stack_uint8, to_uint8
-from qlip.jobs.pictures import Pictures, Track, find_pictures, output_names
+from qlip.eval.protocols import Track
+from qlip.jobs.pictures import Pictures, find_pictures, output_names
 from qlip.jobs.tokens import save_png
 from qlip.model.qlip import QLIP
 

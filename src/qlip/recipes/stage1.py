@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ def run(recipe: Recipe, out: Path, resume: bool = False) -> QLIP:
         InputError: the recipe cannot be run: missing data, no class names, no such device, a folder that holds
             another run.
     """
-    recipe = replace(recipe, device=resolve_device(recipe.device))
+    recipe = replace(recipe, device=str(resolve_device(recipe.device)))
     _check_compiler(recipe)
     train = ParquetSamples(recipe.data.train)
     val = _some(ParquetSamples(recipe.data.val), recipe.data.max_val) if recipe.data.val else []
@@ -117,19 +118,17 @@ def run(recipe: Recipe, out: Path, resume: bool = False) -> QLIP:
     task = Stage1(model, recipe.task, torch.tensor(model.need_image_processor().std))
     if recipe.compile:
         model.compile()
+    transform = _Transform(model.need_image_processor(), recipe.data.crop_scale)
+    dataset = TrainingSet(train, transform, captioner, recipe.seed)
+
+    def stream(start_step: int) -> Iterator[dict[str, Any]]:
+        tokenize, workers = model.need_text_tokenizer(), recipe.data.num_workers
+        return batches(dataset, tokenize, recipe.batch_size, start_step, workers)
+
+    next(stream(0))  # data that cannot be used fails here, before anything is written
     _record(recipe, out, resume)
-    dataset = TrainingSet(
-        train, _Transform(model.need_image_processor(), recipe.data.crop_scale), captioner, recipe.seed
-    )
-    tokenize, workers = model.need_text_tokenizer(), recipe.data.num_workers
-    fit(
-        task,
-        lambda start_step: batches(dataset, tokenize, recipe.batch_size, start_step, workers),
-        recipe.fit,
-        out,
-        _evaluators(model, val, names, recipe.data.templates, out),
-        resume,
-    )
+    evaluators = _evaluators(model, val, names, recipe.data.templates, out)
+    fit(task, stream, recipe.fit, out, evaluators, resume)
     model.save(out / "model")
     return model
 

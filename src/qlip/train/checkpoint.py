@@ -24,10 +24,13 @@ def save_checkpoint(out: Path, task: "Task", step: int, keep: int) -> Path:
     for i, state in task.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{name}": value for name, value in state.items()}
     path = out / "checkpoints" / f"step-{step:07d}.safetensors"
-    with whole_file(path) as unfinished:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, unfinished)
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
+    try:
+        with whole_file(path) as unfinished:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, unfinished)
+            with unfinished.open("rb") as file:
+                os.fsync(file.fileno())
+    except SafetensorError as error:  # what a full disk comes out as
+        raise InputError(f"{path} cannot be written ({error}): make room, then go on with --resume") from error
     for old in _checkpoints(out)[:-keep]:
         old.unlink()
     return path

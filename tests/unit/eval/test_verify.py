@@ -182,7 +182,7 @@ def test_a_published_name_with_other_settings_is_found(tmp_path):
 
 def break_config(folder):
     config = json.loads((folder / "config.json").read_text())
-    config["vision_config"]["quantizer_cfg"] = None
+    config["vision_config"]["hidden_size"] = None
     (folder / "config.json").write_text(json.dumps(config))
 
 
