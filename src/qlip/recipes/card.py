@@ -126,7 +126,7 @@ def _card(
         f'model = qlip.load("{model.name}")',
         'tokens = model.tokenize("photo.jpg")',
         "images = model.detokenize(tokens)",
-        'probabilities = model.classify("photo.jpg", ["a dog", "a cat"])',
+        'probabilities = model.classify("photo.jpg", ["dog", "tabby cat"])',
         "```",
         "",
         "## Held-out numbers",
