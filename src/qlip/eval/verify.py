@@ -17,7 +17,7 @@ from qlip.model.config import PRESETS
 from qlip.model.image import ImageProcessor
 from qlip.model.qlip import QLIP
 
-# What is known of the published three (PAPER section 1, and their files). An eos_token_id of 2 has a text
+# What is known of the published three (docs/paper.md section 1, and their files). An eos_token_id of 2 has a text
 # pooled at its largest id.
 FACTS = (
     "parameters",

@@ -327,4 +327,4 @@ PRESETS: dict[str, QLIPConfig] = {
         projection_dim=256,
     ),
 }
-"""The three published tokenizers (PAPER Table of section 1) and ours for a laptop, by name."""
+"""The three published tokenizers (docs/paper.md, section 1) and ours for a laptop, by name."""

@@ -1,7 +1,7 @@
 """Start a model from another's weights: EVA-02-CLIP, EVA-02 masked image modelling, CLIP's words, another QLIP.
 
-A source's keys are renamed to ours (PAPER section 1, "From EVA-CLIP"); what depends on the grid, the patch or
-the context is resized; what the source does not have stays as it is. The report says which is which.
+A source's keys are renamed to ours (docs/paper.md section 1, "From EVA-CLIP"); what depends on the grid, the patch
+or the context is resized; what the source does not have stays as it is. The report says which is which.
 """
 
 import os

@@ -30,7 +30,7 @@ class Rotary(nn.Module):
 
     The head's width is shared equally among the axes; each axis has d = head_dim / axes dimensions with
     frequencies θ^(−2j/d), j < d/2, every angle standing twice in a row for the pair that it turns.
-    (EVA-02, section 2; PAPER section 1.)
+    (EVA-02, section 2; docs/paper.md section 1.)
     """
 
     cos: Tensor

@@ -5,7 +5,7 @@
     text ── TextEncoder ─── end token ─ projection ──────── text_embeds ──┘
     codes ─ MLP ─ Decoder ─ reconstructions
 
-PAPER section 1 (arXiv 2502.05178, section 3). Module names are those of the published checkpoints, so that
+docs/paper.md section 1 (arXiv 2502.05178, section 3). Module names are those of the published checkpoints, so that
 `state_dict()` is the published layout.
 """
 

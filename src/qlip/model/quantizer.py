@@ -2,7 +2,7 @@
 
 A latent u of L dimensions is rounded to û = sign(u)/√L, one of 2^L codes that need no table. Gradients
 pass straight through. Two entropies train it: low per token (confident), high over the batch (all codes
-used). PAPER section 1, "The exact statements"; Zhao et al. 2024 (arXiv 2406.07548).
+used). docs/paper.md section 1, "The exact statements"; Zhao et al. 2024 (arXiv 2406.07548).
 """
 
 import itertools

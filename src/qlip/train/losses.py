@@ -36,7 +36,7 @@ def pixel_mse(reconstructions: Tensor, pixel_values: Tensor, scale: Tensor) -> T
 
 
 def commitment_loss(features: Tensor, quantized_features: Tensor) -> Tensor:
-    """‖sg(Ẑ) − Z‖² on the latents outside both MLPs, as a mean over all elements (PAPER section 2).
+    """‖sg(Ẑ) − Z‖² on the latents outside both MLPs, as a mean over all elements (docs/paper.md section 2).
 
     Args:
         features: (B, N, D) Z, before the down MLP.

@@ -1,6 +1,6 @@
 """Stage 1: alignment and reconstruction together.
 
-α_r·MSE + α_q·L_BSQ + α_a·InfoNCE + α_z·‖sg(Ẑ) − Z‖²  (PAPER section 2, eq. 3)
+α_r·MSE + α_q·L_BSQ + α_a·InfoNCE + α_z·‖sg(Ẑ) − Z‖²  (docs/paper.md section 2, eq. 3)
 """
 
 import math

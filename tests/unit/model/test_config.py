@@ -108,7 +108,7 @@ def test_a_config_comes_back_from_its_file(config):
 
 
 def expected_keys(config):
-    """PAPER section 1, "Checkpoint keys", for every switch."""
+    """docs/paper.md section 1, "Checkpoint keys", for every switch."""
     keys = {"logit_scale", "visual_projection.weight", "text_projection.weight"}
     keys |= {"visual_projection.bias"} if config.vision_projection_bias else set()
     keys |= {"text_projection.bias"} if config.text_projection_bias else set()

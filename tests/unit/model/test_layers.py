@@ -91,7 +91,7 @@ def test_attention_keeps_the_precision(dtype, tolerance):
 
 
 def test_subln_norms_the_heads_together():
-    """One LayerNorm over the concatenated heads, and one inside the MLP: PAPER section 1."""
+    """One LayerNorm over the concatenated heads, and one inside the MLP: docs/paper.md section 1."""
     config = TextConfig(hidden_size=12, num_attention_heads=3, intermediate_size=20, subln=True, swiglu=True)
     attention, mlp, x = Attention(config), SwiGLU(config), torch.randn(2, 5, 12)
     assert attention.inner_attn_ln.normalized_shape == (12,) and mlp.ffn_ln.normalized_shape == (20,)

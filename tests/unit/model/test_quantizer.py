@@ -22,7 +22,7 @@ def sphere(*shape, seed=0):
 
 
 def reference(u, group_size, inv_temperature):
-    """PAPER section 1, "Entropies": per-sample and codebook."""
+    """docs/paper.md section 1, "Entropies": per-sample and codebook."""
     u = np.asarray(u, dtype=np.float64)
     width = u.shape[-1]
     u = u.reshape(-1, width)
