@@ -77,6 +77,7 @@ def verify(
     Args:
         revision: branch, tag or commit on the hub.
     """
+    from qlip.eval.verify import NOT_RUN
     from qlip.eval.verify import verify as run_checks
 
     checks = run_checks(model, revision=revision)
@@ -84,7 +85,7 @@ def verify(
         _print_json([asdict(check) for check in checks])
     else:
         for check in checks:
-            mark = "[green]✓[/]" if check.passed else "[red]✗[/]"
+            mark = "[green]✓[/]" if check.passed else "[dim]–[/]" if check.detail == NOT_RUN else "[red]✗[/]"
             Console(soft_wrap=True).print(f"{mark} [bold]{check.name}[/]  {escape(check.detail)}", highlight=False)
     return 0 if all(check.passed for check in checks) else 1
 
@@ -280,9 +281,10 @@ COMMANDS: dict[str, Callable[..., int]] = {
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    logging.basicConfig(level="INFO", format="%(message)s", handlers=[RichHandler(console=err, show_path=False)])
-    for library in ("httpx", "httpx2"):  # the hub client's, a line a request
-        logging.getLogger(library).setLevel("WARNING")
+    logger = logging.getLogger("qlip")
+    logger.setLevel("INFO")
+    logger.handlers = [RichHandler(console=err, show_path=False, show_time=False)]
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or each of its retries says so; the last error suffices
     try:
         code = _dispatch(sys.argv[1:])
         sys.stdout.flush()

@@ -35,6 +35,7 @@ PUBLISHED = {
 }
 NAMES = {"QLIP-B-16-256": "b16-256", "QLIP-B-8-256": "b8-256", "QLIP-L-14-392": "l14-392"}
 
+NOT_RUN = "not run"
 PHOTOS = ("astronaut.jpg", "cat.jpg", "coffee.jpg")
 
 
@@ -67,7 +68,7 @@ def verify(name: str | os.PathLike[str], **options: Any) -> list[Check]:
     try:
         model = load(name, **options)
     except Exception as error:  # a file from anywhere may break anything
-        return [Check("loads", False, _line(error)), *(Check(title, False, "not run") for title in CHECKS)]
+        return [Check("loads", False, _line(error)), *(Check(title, False, NOT_RUN) for title in CHECKS)]
     loaded = f"{model.name}, {str(model.dtype).removeprefix('torch.')} on {model.device}"
     return [Check("loads", True, loaded), *(_run(title, model) for title in CHECKS)]
 
