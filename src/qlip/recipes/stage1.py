@@ -27,6 +27,7 @@ from qlip.model.text import TextTokenizer
 from qlip.recipes.plain import to_plain
 from qlip.train.checkpoint import checkpoint_step, latest_checkpoint
 from qlip.train.fit import Evaluator, FitConfig, fit
+from qlip.train.plot import require_matplotlib
 from qlip.train.stage1 import Stage1, Stage1Config
 
 TEMPLATES = (
@@ -110,6 +111,7 @@ def run(recipe: Recipe, out: Path, resume: bool = False) -> QLIP:
     """
     recipe = replace(recipe, device=str(resolve_device(recipe.device)))
     _check_compiler(recipe)
+    require_matplotlib()
     train = ParquetSamples(recipe.data.train)
     val = _some(ParquetSamples(recipe.data.val), recipe.data.max_val) if recipe.data.val else []
     names = read_class_names(recipe.data.classes) if recipe.data.classes else []

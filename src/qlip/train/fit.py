@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qlip.errors import InputError
 from qlip.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from qlip.train.log import Log
-from qlip.train.plot import plot_log, require_matplotlib
+from qlip.train.plot import plot_log
 
 Evaluator = Callable[[], dict[str, float]]
 Batch = dict[str, Any]
@@ -86,7 +86,6 @@ def fit(
     Raises:
         InputError: `out` holds a run and `resume` is False, or its checkpoint does not fit the task.
     """
-    require_matplotlib()
     checkpoint = latest_checkpoint(out)
     if checkpoint and not resume:
         raise InputError(f"{out} already holds a run: go on with --resume, or choose another --out")

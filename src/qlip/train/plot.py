@@ -33,7 +33,11 @@ def plot_log(log: Path, out: Path) -> None:
     Args:
         log: the file.
         out: the PNG to write.
+
+    Raises:
+        InputError: matplotlib is not installed.
     """
+    require_matplotlib()
     from matplotlib.figure import Figure
 
     entries = read_log(log)
