@@ -322,7 +322,7 @@ PRESETS: dict[str, QLIPConfig] = {
             eos_token_id=4095,
             pad_token_id=4095,
         ),
-        # At τ = 1 the entropies are almost flat: too weak to keep small training runs from collapsing.
+        # At τ = 1 the entropies are almost flat (docs/paper.md section 2), and a first trial collapsed to 3 bits.
         quantizer=QuantizerConfig(inv_temperature=10.0),
         projection_dim=256,
     ),
