@@ -50,6 +50,7 @@ def tokenize_files(
     if not out.suffix and list(out.glob("tokens-*.parquet")):
         raise InputError(f"{out} already holds tokens: choose another --out, or delete them first")
     written: list[Path] = []
+    description = token_format(model)
     num_rows, room = 0, 0  # room: rows that still fit the open file
     with ExitStack() as stack:
         for found, images in pictures.batches(track):
@@ -59,7 +60,7 @@ def tokenize_files(
                 if not room:
                     stack.close()  # the shard before is complete
                     written.append(out if out.suffix else out / f"tokens-{len(written):05d}.parquet")
-                    write = stack.enter_context(token_writer(written[-1], token_format(model)))
+                    write = stack.enter_context(token_writer(written[-1], description))
                     room = sys.maxsize if out.suffix else SHARD_ROWS
                 write(keys[:room], tokens[:room])
                 keys, tokens, room = keys[room:], tokens[room:], max(room - len(keys), 0)

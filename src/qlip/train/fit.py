@@ -101,9 +101,10 @@ def fit(
             log.count(len(batch["keys"]))
             if last or step % config.log_every == 0:
                 log.write(step, {**values, "lr": task.optimizer.param_groups[0]["lr"]})
-            if evaluators and (last or step % config.eval_every == 0):
+            if last or step % config.eval_every == 0:
                 results = evaluate(task.model, evaluators)
-                log.write(step, {f"eval/{name}": value for name, value in results.items()})
+                if results:
+                    log.write(step, {f"eval/{name}": value for name, value in results.items()})
                 plot_log(out / "log.jsonl", out / "curves.png")
             if last or step % config.save_every == 0:
                 save_checkpoint(out, task, step, config.keep)

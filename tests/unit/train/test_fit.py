@@ -64,6 +64,7 @@ def test_it_learns_logs_evaluates_and_saves(tmp_path):
 def test_an_interrupted_run_ends_as_the_whole_one_bit_for_bit(tmp_path, stop):
     whole = LineFit()
     fit(whole, stream, CONFIG, tmp_path / "whole")
+    assert (tmp_path / "whole" / "curves.png").stat().st_size > 1000  # without evaluators too
 
     class PowerCut(Exception):
         pass
