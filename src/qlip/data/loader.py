@@ -30,13 +30,13 @@ class TrainingSet(Dataset):
     label, whichever of its names was drawn. Two labels that share a name stay apart.
     """
 
-    def __init__(self, samples: Sequence[dict], transform: Transform, caption: Caption, seed: int):
+    def __init__(self, samples: Sequence[dict], transform: Transform, caption: Caption | None, seed: int):
         """Hold the samples.
 
         Args:
             samples: dicts with `image` bytes, `key`, and `label` or `caption`.
             transform: encoded bytes and a generator → (3, H, W) float tensor.
-            caption: sample and a generator → its words.
+            caption: sample and a generator → its words; None: pictures alone.
             seed: of the augmentation.
         """
         self.samples, self.transform, self.caption, self.seed = samples, transform, caption, seed
@@ -45,17 +45,16 @@ class TrainingSet(Dataset):
         epoch, i = index
         rng = np.random.default_rng((self.seed, epoch, i))
         sample = self.samples[i]
-        caption = self.caption(sample, rng)
+        words: dict[str, Any] = {}
+        if self.caption is not None:
+            caption = self.caption(sample, rng)
+            group = _stable_hash(caption) if "caption" in sample else sample["label"]
+            words = {"caption": caption, "group": group}
         try:
             pixels = self.transform(sample["image"], rng)
         except InputError as error:
             raise InputError(f"{sample['key']}: {error}") from error
-        return {
-            "pixel_values": pixels,
-            "caption": caption,
-            "group": _stable_hash(caption) if "caption" in sample else sample["label"],
-            "key": sample["key"],
-        }
+        return {"pixel_values": pixels, "key": sample["key"]} | words
 
 
 def order(num_samples: int, batch_size: int, seed: int, start_step: int = 0) -> Iterator[list[tuple[int, int]]]:
@@ -76,20 +75,28 @@ def order(num_samples: int, batch_size: int, seed: int, start_step: int = 0) -> 
 
 
 def batches(
-    dataset: TrainingSet, tokenize: Tokenize, batch_size: int, start_step: int = 0, num_workers: int = 0
+    dataset: TrainingSet,
+    tokenize: Tokenize | None,
+    batch_size: int,
+    start_step: int = 0,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[dict[str, Any]]:
-    """Endless training batches.
+    """Endless training batches, or this rank's share of them: equal parts, in the order of ranks.
 
     Yields:
-        pixel_values (B,3,H,W), input_ids and attention_mask (B,S), cut to the longest caption; group (B,)
-        int64, equal for samples whose captions mean the same; keys, a list of B strings.
+        pixel_values (B,3,H,W); keys, a list of B strings; with `tokenize` also input_ids and attention_mask (B,S),
+        cut to the longest caption, and group (B,) int64, equal for samples whose captions mean the same.
 
     Raises:
         InputError: a sample has no words, or its picture cannot be read; names the sample.
     """
+    share = batch_size // world_size
+    whole = order(len(dataset.samples), batch_size, dataset.seed, start_step)
     loader: DataLoader = DataLoader(
         _Batches(dataset, tokenize),
-        sampler=order(len(dataset.samples), batch_size, dataset.seed, start_step),
+        sampler=(indices[rank * share : (rank + 1) * share] for indices in whole),
         batch_size=None,
         num_workers=num_workers,
     )
@@ -104,21 +111,25 @@ class _Batches(Dataset):
     """Whole batches, indexed by what `order` gives; pickles, so that workers of any start method can have it."""
 
     dataset: TrainingSet
-    tokenize: Tokenize
+    tokenize: Tokenize | None
 
     def __getitem__(self, indices: list[tuple[int, int]]) -> dict[str, Any] | InputError:
         try:
             samples = [self.dataset[index] for index in indices]
         except InputError as error:
             return error  # raised in a worker, it would come back as a traceback of many lines
+        batch: dict[str, Any] = {
+            "pixel_values": torch.stack([s["pixel_values"] for s in samples]),
+            "keys": [s["key"] for s in samples],
+        }
+        if self.tokenize is None:
+            return batch
         input_ids, attention_mask = self.tokenize([s["caption"] for s in samples])
         longest = int(attention_mask.sum(1).max())
-        return {
-            "pixel_values": torch.stack([s["pixel_values"] for s in samples]),
+        return batch | {
             "input_ids": input_ids[:, :longest],
             "attention_mask": attention_mask[:, :longest],
             "group": torch.tensor([s["group"] for s in samples]),
-            "keys": [s["key"] for s in samples],
         }
 
 

@@ -70,14 +70,19 @@ def load(
     if not os.path.exists(folder / WEIGHTS):
         raise no_weights(repr(str(folder)), (path.name for path in folder.glob("*")))
     config = _read_config(folder / CONFIG)
-    with torch.device("meta"), _Unfilled():
-        model = QLIP(config, name=model_name)
+    model = skeleton(config, model_name)
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     weights = _read_weights(folder / WEIGHTS, shapes)
     model.load_state_dict({key: value.to(device, dtype) for key, value in weights.items()}, assign=True)
     model.image_processor = _image_processor(folder, config)
     model.text_tokenizer = _text_tokenizer(folder, config)
     return model.to(device).eval()
+
+
+def skeleton(config: QLIPConfig, name: str = "unnamed") -> QLIP:
+    """A model whose weights are on the meta device: for `load_state_dict(…, assign=True)`."""
+    with torch.device("meta"), _Unfilled():
+        return QLIP(config, name=name)
 
 
 def save(model: QLIP, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
@@ -209,14 +214,29 @@ def _text_tokenizer(folder: Path, config: QLIPConfig) -> TextTokenizer | None:
     return tokenizer
 
 
-def _write(model: QLIP, weights: dict[str, Tensor], folder: Path) -> None:
+def save_description(model: QLIP, folder: Path) -> None:
+    """Write what is in a checkpoint but the weights: configuration, preprocessing, words."""
+    folder.mkdir(parents=True, exist_ok=True)
     config = json.dumps(model.config.to_dict(), indent=2) + "\n"
     (folder / CONFIG).write_text(config, encoding="utf-8")
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody else read its files
     for part in (model.image_processor, model.text_tokenizer):
         if part is not None:
             part.save(folder)
+
+
+def load_description(folder: Path) -> QLIP:
+    """What `save_description` wrote, as a model whose weights are on the meta device."""
+    config = _read_config(folder / CONFIG)
+    model = skeleton(config)
+    model.image_processor = _image_processor(folder, config)
+    model.text_tokenizer = _text_tokenizer(folder, config)
+    return model
+
+
+def _write(model: QLIP, weights: dict[str, Tensor], folder: Path) -> None:
+    save_description(model, folder)
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody else read its files
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())

@@ -114,6 +114,11 @@ class QuantizerConfig:
     gamma_1: float = 1.0
     persample_entropy_compute: str = "group"
 
+    @property
+    def entropy_group_size(self) -> int:
+        """Bits that the entropies take together: 1 in the analytical form."""
+        return self.group_size if self.persample_entropy_compute == "group" else 1
+
 
 @dataclass(frozen=True)
 class QLIPConfig:

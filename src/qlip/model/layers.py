@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from qlip.model.config import TowerConfig
 
@@ -167,10 +168,16 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    """The blocks of a tower, one after the other."""
+    """The blocks of a tower, one after the other.
+
+    Attributes:
+        recompute: hold only what lies between blocks for the backward pass and compute the rest again
+            (activation checkpointing): memory for a third more time.
+    """
 
     def __init__(self, config: TowerConfig):
         super().__init__()
+        self.recompute = False
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
 
     def forward(
@@ -178,5 +185,8 @@ class Blocks(nn.Module):
     ) -> Tensor:
         """(B, T, D) → (B, T, D), before any final norm."""
         for layer in self.layers:
-            x = layer(x, rotary, mask, is_causal)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, x, rotary, mask, is_causal, use_reentrant=False)
+            else:
+                x = layer(x, rotary, mask, is_causal)
         return x

@@ -132,12 +132,12 @@ class QLIP(nn.Module):
         """
         output = QLIPOutput()
         if pixel_values is not None:
-            hidden = self._vision_hidden(pixel_values)
-            output.image_embeds = self._project_image(hidden[:, 0])
+            hidden = self.hidden_states(pixel_values)
+            output.image_embeds = self.project(hidden[:, 0])
             output.features = hidden[:, 1:]
-            output.latents = self._latents(output.features)
+            output.latents = self.compress(output.features)
             output.codes = self.quantize(output.latents)
-            output.quantized_features = self._up(output.codes)
+            output.quantized_features = self.expand(output.codes)
             output.reconstructions = self.vision_decoder(output.quantized_features)
         if input_ids is not None:
             output.text_embeds = self.encode_text(input_ids, attention_mask)
@@ -147,7 +147,7 @@ class QLIP(nn.Module):
 
     def encode(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) normalised → latents (B, N, L), unit vectors."""
-        return self._latents(self._vision_hidden(pixel_values)[:, 1:])
+        return self.compress(self.hidden_states(pixel_values)[:, 1:])
 
     def quantize(self, latents: Tensor) -> Tensor:
         """Latents (B, N, L) → codes (B, N, L) of ±1/√L, straight-through."""
@@ -155,11 +155,11 @@ class QLIP(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, N, L) → (B, 3, H, W) in normalised pixel space."""
-        return self.vision_decoder(self._up(codes))
+        return self.vision_decoder(self.expand(codes))
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) normalised → image_embeds (B, P), unit vectors."""
-        return self._project_image(self._vision_hidden(pixel_values)[:, 0])
+        return self.project(self.hidden_states(pixel_values)[:, 0])
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(T, S) ids → text_embeds (T, P), unit vectors."""
@@ -170,26 +170,32 @@ class QLIP(nn.Module):
             raise InputError(f"input_ids have {input_ids.shape[1]} tokens, the context holds {context}: truncate")
         return to_sphere(self.text_projection(self.text_model(input_ids, attention_mask)))
 
-    def similarity(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
-        """(B, P) and (T, P) unit vectors → logits_per_image (B, T), in float32 under autocast too."""
-        with torch.autocast(image_embeds.device.type, enabled=False):
-            return self.logit_scale.to(image_embeds.dtype).exp() * image_embeds @ text_embeds.T
+    # The steps between, for those who train or look inside
 
-    def _vision_hidden(self, pixel_values: Tensor) -> Tensor:
+    def hidden_states(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised → (B, 1 + N, D), CLS first, patch features Z after it."""
         vision = self.config.vision
         expected = (vision.num_channels, vision.image_size, vision.image_size)
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
             raise InputError(f"pixel_values are {tuple(pixel_values.shape)}, this model takes (B, *{expected})")
         return self.vision_model(pixel_values.to(self.dtype))
 
-    def _latents(self, features: Tensor) -> Tensor:
+    def project(self, cls: Tensor) -> Tensor:
+        """CLS states (B, D) → image_embeds (B, P), unit vectors."""
+        return to_sphere(self.visual_projection(self.vision_model.post_layernorm(cls)))
+
+    def compress(self, features: Tensor) -> Tensor:
+        """Patch features Z (B, N, D) → latents (B, N, L), unit vectors, by the down MLP."""
         return to_sphere(self.vision_model.quant_embed(features))
 
-    def _up(self, codes: Tensor) -> Tensor:
+    def expand(self, codes: Tensor) -> Tensor:
+        """Codes (B, N, L) → quantized features Ẑ (B, N, D'), by the up MLP."""
         return self.vision_model.quant_embed_post(codes.to(self.dtype))
 
-    def _project_image(self, cls: Tensor) -> Tensor:
-        return to_sphere(self.visual_projection(self.vision_model.post_layernorm(cls)))
+    def similarity(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+        """(B, P) and (T, P) unit vectors → logits_per_image (B, T), in float32 under autocast too."""
+        with torch.autocast(image_embeds.device.type, enabled=False):
+            return self.logit_scale.to(image_embeds.dtype).exp() * image_embeds @ text_embeds.T
 
     @property
     def dtype(self) -> torch.dtype:
