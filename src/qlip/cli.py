@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -235,48 +235,120 @@ def publish(
     return 0
 
 
-def train(*arguments: str) -> int:
-    """Train a tokenizer: `qlip train RECIPE --out DIR [--resume] [any field of the recipe]`."""
-    from qlip.recipes import describe_recipes, load_recipe
-    from qlip.recipes.stage1 import Recipe, run
+def export(
+    run: Annotated[Path, tyro.conf.Positional],
+    /,
+    *,
+    out: Path,
+    checkpoint: Literal["latest", "best"] = "latest",
+    best: str = "psnr",
+) -> int:
+    """Write the tokenizer of a run's checkpoint, finished or not, as `qlip.load` reads it.
 
-    if not arguments or arguments[0].startswith("-"):
-        asked = bool(arguments) and arguments[0] in ("-h", "--help")
-        print(TRAIN_USAGE + describe_recipes(), file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
+    Args:
+        run: Folder of `qlip train`.
+        out: The new folder.
+        checkpoint: Which one.
+        best: The evaluation's number that decides which is best.
+    """
+    from qlip.recipes.export import export as run_export
 
-    @dataclass(frozen=True)
-    class Train:
-        out: Path
-        """Folder of the run."""
-        recipe: Annotated[Recipe, tyro.conf.arg(name="")]
-        resume: bool = False
-        """Go on from the run's latest checkpoint."""
-
-    name, *rest = arguments
-    default = Train(out=tyro.MISSING, recipe=load_recipe(name))
-    args = tyro.cli(
-        Train, args=rest, default=default, prog=f"qlip train {name}", description=train.__doc__, config=CONFIG
-    )
-    run(args.recipe, args.out, args.resume)
-    _say(f"the tokenizer is in {args.out / 'model'}; try: qlip verify {args.out / 'model'}")
+    _, step = run_export(run, out, checkpoint, best)
+    _say(f"the tokenizer of step {step} is in {out}")
     return 0
 
 
-TRAIN_USAGE = """\
+def train(*arguments: str) -> int:
+    """Train a tokenizer: `qlip train RECIPE --out DIR [--resume] [any field of the recipe]`."""
+    from qlip.recipes.run import do_again, run
+
+    args = _parse_recipe("train", arguments, {"replay": (Path | None, None, REPLAY)})
+    if isinstance(args, int):
+        return args
+    if args.replay:
+        _print_json(do_again(args.recipe, args.replay))
+    elif run(args.recipe, args.out, args.resume):
+        _say(f"the tokenizer is in {args.out / 'model'}; try: qlip verify {args.out / 'model'}")
+    else:
+        _say(f"stopped with a checkpoint in {args.out}; the same command with --resume goes on")
+    return 0
+
+
+def calibrate(*arguments: str) -> int:
+    """Weigh the losses by the paper's rule: `qlip calibrate RECIPE --out DIR [any field of the recipe]`."""
+    from qlip.recipes.calibrate import calibrate as run_calibrate
+
+    args = _parse_recipe("calibrate", arguments, {})
+    if isinstance(args, int):
+        return args
+    ratio = run_calibrate(args.recipe, args.out, args.resume)
+    if ratio is None:
+        _say(f"stopped in {args.out}; the same command with --resume goes on")
+    else:
+        written = args.out / "calibration.json"
+        _say(f"α_r/α_a = {ratio:.4g}; train with: --balance calibrated --calibration {written}")
+    return 0
+
+
+def _parse_recipe(command: str, arguments: tuple[str, ...], more: dict[str, tuple[Any, Any, str]]) -> Any:
+    """The options of `train` and `calibrate`, which come from the recipe that they name; or an exit code."""
+    from qlip.recipes import describe_recipes, load_recipe
+
+    if not arguments or arguments[0].startswith("-"):
+        asked = bool(arguments) and arguments[0] in ("-h", "--help")
+        print(RECIPE_USAGE[command] + describe_recipes(), file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    name, *rest = arguments
+    recipe = load_recipe(name)
+    fields: list[Any] = [
+        ("out", Annotated[Path, tyro.conf.arg(help="Folder of the run.")]),
+        ("recipe", Annotated[type(recipe), tyro.conf.arg(name="")]),
+        ("resume", Annotated[bool, tyro.conf.arg(help="Go on from the run's latest checkpoint.")], False),
+    ]
+    fields += [
+        (key, Annotated[kind, tyro.conf.arg(help=text)], value) for key, (kind, value, text) in more.items()
+    ]
+    options = make_dataclass(command, fields, frozen=True)
+    return tyro.cli(
+        options,
+        args=rest,
+        default=options(out=tyro.MISSING, recipe=recipe),
+        prog=f"qlip {command} {name}",
+        description=COMMANDS[command].__doc__,
+        config=CONFIG,
+    )
+
+
+REPLAY = "Instead of training, do the step again that a run left in its nonfinite/ folder, and print its values."
+
+RECIPE_USAGE = {
+    "train": """\
 usage: qlip train RECIPE --out DIR [--resume] [OPTIONS]
+       torchrun --nproc-per-node N -m qlip.cli train RECIPE --out DIR [--resume] [OPTIONS]
 
 Train a tokenizer. RECIPE is one of the names below, or the recipe.json of a run; every field of it is an option:
 `qlip train RECIPE --help` lists them. With --resume an interrupted run goes on from its latest checkpoint.
 
 Recipes:
-"""
+""",
+    "calibrate": """\
+usage: qlip calibrate RECIPE --out DIR [--resume] [OPTIONS]
+
+Train with each of stage 1's two losses alone, and weigh them by where they end. RECIPE and OPTIONS are those of
+`qlip train`.
+
+Recipes:
+""",
+}
 
 CONFIG = (tyro.conf.FlagCreatePairsOff,)
 
 COMMANDS: dict[str, Callable[..., int]] = {
-    f.__name__: f for f in (info, verify, tokenize, detokenize, reconstruct, classify, train, publish, demo)
-}
+    f.__name__: f
+    for f in (
+        info, verify, tokenize, detokenize, reconstruct, classify, train, calibrate, export, publish, demo
+    )
+}  # fmt: skip
 
 
 def main() -> None:
@@ -284,6 +356,9 @@ def main() -> None:
     logger = logging.getLogger("qlip")
     logger.setLevel("INFO")
     logger.handlers = [RichHandler(console=err, show_path=False, show_time=False)]
+    if os.environ.get("RANK", "0") != "0":  # of the processes that torchrun starts the first one speaks
+        logger.setLevel("WARNING")
+        err.quiet = True
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or each of its retries says so; the last error suffices
     try:
         code = _dispatch(sys.argv[1:])
@@ -305,8 +380,8 @@ def main() -> None:
 
 
 def _dispatch(argv: list[str]) -> int:
-    if argv[:1] == ["train"]:  # its options come from the recipe that it names
-        return train(*argv[1:])
+    if argv[:1] and argv[0] in RECIPE_USAGE:  # their options come from the recipe that they name
+        return COMMANDS[argv[0]](*argv[1:])
     description = "Text-aligned visual tokens: pictures to a few binary tokens and back, and to words."
     return tyro.extras.subcommand_cli_from_dict(
         COMMANDS, args=argv, prog="qlip", description=description, config=CONFIG

@@ -189,8 +189,8 @@ def test_words_that_are_no_command_or_option(run):
 
 
 SMALL_RUN = (
-    "--no-compile --batch-size 8 --fit.steps 6 --fit.warmup-steps 1 --fit.eval-every 3 --fit.save-every 3 "
-    "--fit.log-every 1 --model.vision.hidden-size 32 --model.vision.num-hidden-layers 1 "
+    "--no-compile --batch-size 8 --steps 6 --warmup-steps 1 --eval-every 3 --save-every 3 "
+    "--log-every 1 --model.vision.hidden-size 32 --model.vision.num-hidden-layers 1 "
     "--model.vision.intermediate-size 48 --model.vision.image-size 32 --model.vision.num-attention-heads 2 "
     "--model.decoder.hidden-size 32 --model.decoder.num-hidden-layers 1 --model.decoder.intermediate-size 48 "
     "--model.decoder.image-size 32 --model.decoder.num-attention-heads 2 --model.text.hidden-size 32"
@@ -204,7 +204,7 @@ def test_train_resume_publish_and_use(run, color_data, tmp_path):
     code, _, err = run("train", "tiny", *files, *SMALL_RUN, "--out", folder)
     assert code == 0, err
     assert {p.name for p in folder.iterdir()} >= {
-        "recipe.json", "log.jsonl", "curves.png", "reconstructions.png", "checkpoints", "model",
+        "recipe.json", "log.jsonl", "curves.png", "images", "checkpoints", "model",
     }  # fmt: skip
     entries = read_log(folder / "log.jsonl")
     assert [e["step"] for e in entries if "loss" in e] == [1, 2, 3, 4, 5, 6]
@@ -212,7 +212,7 @@ def test_train_resume_publish_and_use(run, color_data, tmp_path):
 
     code, _, err = run("train", "tiny", *files, *SMALL_RUN, "--out", folder)
     assert code == 1 and "--resume" in err
-    code, _, err = run("train", folder / "recipe.json", "--out", folder, "--resume", "--fit.steps", 8)
+    code, _, err = run("train", folder / "recipe.json", "--out", folder, "--resume", "--steps", 8)
     assert code == 0 and [e["step"] for e in read_log(folder / "log.jsonl") if "loss" in e][-1] == 8
     record = json.loads((folder / "recipe.json").read_text())
     assert record["recipe"]["fit"]["steps"] == 8
@@ -234,7 +234,7 @@ def test_train_resume_publish_and_use(run, color_data, tmp_path):
 def test_train_names_what_is_missing(run, color_data, tmp_path):
     out = ["--out", tmp_path / "run"]
     code, _, err = run("train", "tiny", *out)
-    assert code == 1 and "no data" in err
+    assert code == 1 and "no training data" in err and "--data.train" in err
     code, _, err = run("train", "tiny", *out, "--data.train", tmp_path / "nowhere.parquet")
     assert code == 1 and "nowhere.parquet" in err
     train = ["--data.train", color_data / "train.parquet"]

@@ -1,4 +1,4 @@
-"""One file per run, named; `stage1` turns a recipe into a trained tokenizer.
+"""One file per run, named; `run` turns a recipe into a trained tokenizer.
 
 A recipe is found by its name, or read back from the `recipe.json` that a run leaves.
 """
@@ -12,23 +12,28 @@ from typing import TYPE_CHECKING
 from qlip.errors import InputError
 
 if TYPE_CHECKING:
-    from qlip.recipes.stage1 import Recipe
+    from qlip.recipes.run import TrainRecipe
 
-_MACHINERY = ("stage1", "plain", "card")
+_MACHINERY = ("run", "stage1", "stage2", "calibrate", "export", "plain", "card")
 
 
 def recipe_names() -> list[str]:
     """Names of the recipes in this package."""
-    return [module.name for module in pkgutil.iter_modules(__path__) if module.name not in _MACHINERY]
+    modules = (module.name for module in pkgutil.iter_modules(__path__))
+    return [name.replace("_", "-") for name in modules if name not in _MACHINERY]
 
 
 def describe_recipes() -> str:
     """A line for each recipe: its name and what its docstring begins with."""
-    docs = {name: (import_module(f"qlip.recipes.{name}").__doc__ or "").splitlines()[0] for name in recipe_names()}
-    return "\n".join(f"  {name:<12}{doc.removeprefix(f'`{name}`: ')}" for name, doc in docs.items())
+    names = recipe_names()
+    docs = [(_module(name).__doc__ or "").splitlines()[0] for name in names]
+    width = max(map(len, names)) + 2
+    return "\n".join(
+        f"  {name:<{width}}{doc.removeprefix(f'`{name}`: ')}" for name, doc in zip(names, docs, strict=True)
+    )
 
 
-def load_recipe(name: str) -> "Recipe":
+def load_recipe(name: str) -> "TrainRecipe":
     """A recipe by name, or from a run's `recipe.json`.
 
     Raises:
@@ -36,12 +41,18 @@ def load_recipe(name: str) -> "Recipe":
     """
     from qlip.recipes.plain import from_plain
     from qlip.recipes.stage1 import Recipe
+    from qlip.recipes.stage2 import Stage2Recipe
 
     if name in recipe_names():
-        return import_module(f"qlip.recipes.{name}").RECIPE
+        return _module(name).RECIPE
     if not Path(name).is_file():
         raise InputError(f"no recipe {name!r}: use one of {recipe_names()}, or the recipe.json of a run")
     try:
-        return from_plain(Recipe, json.loads(Path(name).read_text(encoding="utf-8"))["recipe"])
-    except (ValueError, KeyError, TypeError) as error:
+        record = json.loads(Path(name).read_text(encoding="utf-8"))
+        return from_plain({1: Recipe, 2: Stage2Recipe}[record.get("stage", 1)], record["recipe"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{name}: not a recipe ({error})") from error
+
+
+def _module(name: str):
+    return import_module(f"qlip.recipes.{name.replace('-', '_')}")

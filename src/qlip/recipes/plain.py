@@ -35,6 +35,10 @@ def from_plain(kind: Any, value: Any) -> Any:
     if typing.get_origin(kind) is tuple:
         item_kind = typing.get_args(kind)[0]
         return tuple(from_plain(item_kind, item) for item in value)
+    if typing.get_origin(kind) is typing.Literal:
+        if value not in typing.get_args(kind):
+            raise InputError(f"{value!r} is not one of {', '.join(map(repr, typing.get_args(kind)))}")
+        return value
     if isinstance(kind, types.UnionType):
         return None if value is None else from_plain(typing.get_args(kind)[0], value)
     return kind(value)

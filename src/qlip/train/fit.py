@@ -1,36 +1,27 @@
 """The one training loop: batch, `task.step`, schedule, log, evaluate, save."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from PIL import Image
 
 from qlip.errors import InputError
-from qlip.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from qlip.train.log import Log
+from qlip.train.checkpoint import Checkpoints, latest_checkpoint, load_checkpoint
+from qlip.train.distributed import any_rank, barrier, mean_over_ranks, rank, world_size
+from qlip.train.log import Log, open_log
+from qlip.train.nonfinite import dump, seed_step
 from qlip.train.plot import plot_log
+from qlip.train.task import Batch, NonFinite, Task
+from qlip.train.trackers import Tracker
 
-Evaluator = Callable[[], dict[str, float]]
-Batch = dict[str, Any]
-
-
-class Task(Protocol):
-    """What `fit` trains: a task owns its model, its losses and its optimizer."""
-
-    @property
-    def model(self) -> nn.Module:
-        """In training mode."""
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Its groups hold the peak learning rates."""
-
-    def step(self, batch: Batch) -> dict[str, Tensor]:
-        """One optimizer step; returns scalars to log, `loss` among them."""
+Evaluator = Callable[[Any], Mapping[str, float | Image.Image]]  # of the task's snapshot
 
 
 @dataclass(frozen=True)
@@ -41,9 +32,13 @@ class FitConfig:
         steps: optimizer steps.
         warmup_steps: steps over which the learning rate rises linearly, before the cosine to zero.
         log_every: steps between lines in the log.
-        eval_every: steps between evaluations.
+        eval_every: steps between evaluations, with pictures.
         save_every: steps between checkpoints.
         keep: how many checkpoints are kept, the latest.
+        best: the evaluation's number whose best checkpoint is kept besides, higher being better; it is saved when
+            it is reached. None: no such.
+        skip_nonfinite: how many steps with a loss that is not finite are passed over before the run stops.
+        log_to: where the log goes besides `log.jsonl`: "tensorboard", "wandb".
     """
 
     steps: int = 3000
@@ -52,13 +47,31 @@ class FitConfig:
     eval_every: int = 500
     save_every: int = 500
     keep: int = 2
+    best: str | None = "psnr"
+    skip_nonfinite: int = 0
+    log_to: tuple[Tracker, ...] = ()
 
     def __post_init__(self):
         for name in ("steps", "log_every", "eval_every", "save_every", "keep"):
             if getattr(self, name) < 1:
-                raise InputError(f"fit.{name} is {getattr(self, name)}: it must be at least 1")
+                raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if not 0 <= self.warmup_steps < self.steps:
-            raise InputError(f"fit.warmup_steps {self.warmup_steps} must be less than fit.steps {self.steps}")
+            raise InputError(f"warmup_steps {self.warmup_steps} must be less than steps {self.steps}")
+        if self.skip_nonfinite < 0:
+            raise InputError(f"skip_nonfinite is {self.skip_nonfinite}: it must be 0 or more")
+
+
+@dataclass
+class Outcome:
+    """Where a run stands when `fit` returns.
+
+    Attributes:
+        step: the last one done; less than the config's if SIGTERM came.
+        results: the last evaluation's numbers, on the first process.
+    """
+
+    step: int
+    results: dict[str, float]
 
 
 def fit(
@@ -68,57 +81,102 @@ def fit(
     out: Path,
     evaluators: Sequence[Evaluator] = (),
     resume: bool = False,
-) -> dict[str, float]:
-    """Train.
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    flops_per_image: float | None = None,
+) -> Outcome:
+    """Train. All processes call it; the first one logs and evaluates.
+
+    SIGTERM ends it after the step at hand, with a checkpoint.
 
     Args:
         task: what to train.
-        batches: from a step number, the endless batches from there on.
+        batches: from a step number, this rank's endless batches from there on.
         config: how long and how often.
-        out: folder for `log.jsonl`, `curves.png` and `checkpoints/`.
-        evaluators: functions that return named numbers; called every `eval_every` steps and at the end, with
-            the model in evaluation mode and without gradients.
+        out: folder for `log.jsonl`, `curves.png`, `images/` and `checkpoints/`.
+        evaluators: functions of the task's snapshot that return named numbers and pictures; called every
+            `eval_every` steps and at the end, without gradients.
         resume: go on from the latest checkpoint in `out`, if there is one.
-
-    Returns:
-        The last evaluation's numbers.
+        seed: of what is random in a step.
+        device: on which this process trains, for the log.
+        flops_per_image: of training, for the log.
 
     Raises:
-        InputError: `out` holds a run and `resume` is False, or its checkpoint does not fit the task.
+        InputError: `out` holds a run and `resume` is False, its checkpoint does not fit the task, a checkpoint
+            cannot be written, or a loss is not finite.
     """
     checkpoint = latest_checkpoint(out)
     if checkpoint and not resume:
         raise InputError(f"{out} already holds a run: go on with --resume, or choose another --out")
-    start = load_checkpoint(checkpoint, task) if checkpoint else 0
-    results: dict[str, float] = {}
-    stream = batches(start)
-    with Log(out / "log.jsonl", start, config.steps) as log:
+    checkpoints = Checkpoints(out, config.keep, config.best)
+    start = load_checkpoint(checkpoint, task.state_dict()) if checkpoint else 0
+    outcome, skipped, stream = Outcome(start, {}), 0, batches(start)
+    with (
+        _on_sigterm() as stop,
+        checkpoints,
+        open_log(
+            out, start, config.steps, device=device, flops_per_image=flops_per_image, log_to=config.log_to
+        ) as log,
+    ):
         for step in range(start + 1, config.steps + 1):
-            last = step == config.steps
-            set_learning_rate(task.optimizer, cosine_factor(step, config))
+            last, results = step == config.steps, None
+            for optimizer in task.optimizers:
+                set_learning_rate(optimizer, cosine_factor(step, config))
             batch = next(stream)
-            values = task.step(batch)
-            log.count(len(batch["keys"]))
-            if last or step % config.log_every == 0:
-                log.write(step, {**values, "lr": task.optimizer.param_groups[0]["lr"]})
+            seed_step(seed, step)
+            try:
+                values = task.step(batch, step)
+            except NonFinite as error:
+                if skipped == config.skip_nonfinite:
+                    checkpoints.wait()
+                    raise dump(out, task, batch, step, error) from None
+                skipped, values = skipped + 1, {"skipped": torch.ones(())}
+            log.count(len(batch["keys"]) * world_size())
+            if last or step % config.log_every == 0 or "skipped" in values:
+                log.write(step, mean_over_ranks(values) | learning_rates(task.optimizers))
             if last or step % config.eval_every == 0:
-                results = evaluate(task.model, evaluators)
-                if results:
-                    log.write(step, {f"eval/{name}": value for name, value in results.items()})
-                plot_log(out / "log.jsonl", out / "curves.png")
-            if last or step % config.save_every == 0:
-                save_checkpoint(out, task, step, config.keep)
+                with log.paused():
+                    results = outcome.results = evaluate(task, evaluators, log, step)
+                    if rank() == 0:
+                        plot_log(out / "log.jsonl", out / "curves.png")
+            stopped = any_rank(stop.is_set())
+            if last or stopped or step % config.save_every == 0 or any_rank(checkpoints.is_best(results)):
+                with log.paused():
+                    checkpoints.save(task.state_dict(), step, results)
+            checkpoints.check()
+            outcome.step = step
+            if stopped:
+                break
+    return outcome
+
+
+def evaluate(task: Task, evaluators: Sequence[Evaluator], log: Log, step: int) -> dict[str, float]:
+    """Let each evaluator look at the task's snapshot, on the first process; the others wait.
+
+    Returns:
+        the numbers; on the other processes none.
+    """
+    model, results = task.snapshot(), {}
+    if rank() == 0:
+        with torch.inference_mode():
+            found = {name: value for evaluator in evaluators for name, value in evaluator(model).items()}
+        for name, value in found.items():
+            if isinstance(value, Image.Image):
+                log.image(step, name, value)
+            else:
+                results[name] = value
+        log.results(step, results)
+    barrier()
     return results
 
 
-def evaluate(model: nn.Module, evaluators: Sequence[Evaluator]) -> dict[str, float]:
-    """Call each evaluator with the model in evaluation mode, and put it back after."""
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        results = {name: value for evaluator in evaluators for name, value in evaluator().items()}
-    model.train(was_training)
-    return results
+def learning_rates(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, float]:
+    """The largest rate of each named group of parameters, as `lr/…`."""
+    rates: dict[str, float] = {}
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        name = f"lr/{group['name']}"
+        rates[name] = max(rates.get(name, 0.0), group["lr"])
+    return rates
 
 
 def cosine_factor(step: int, config: FitConfig) -> float:
@@ -133,3 +191,17 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set every group to `factor` times the rate that it was built with."""
     for group in optimizer.param_groups:
         group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
+
+
+@contextmanager
+def _on_sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets; only the main thread may listen."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,25 +1,62 @@
 """The losses of both stages, each a function of tensors."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from qlip.train.distributed import gather_rows, rank
 
 
-def contrastive_loss(logits_per_image: Tensor, group: Tensor | None = None) -> Tensor:
-    """Symmetric InfoNCE; samples of one group are each other's positives.
+def contrastive_loss(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    scale: Tensor,
+    group: Tensor | None = None,
+    chunk_size: int = 4096,
+) -> Tensor:
+    """Symmetric InfoNCE over the batch of all ranks; samples of one group are each other's positives.
 
     Each image's target is shared equally among the texts of its group, and each text's among the images.
-    With all groups different (or None) this is plain InfoNCE.
+    With all groups different (or None) this is plain InfoNCE. Never are more than chunk_size × B logits held:
+    longer batches go chunk by chunk, computed again in the backward pass.
 
     Args:
-        logits_per_image: (B, B), exp(logit_scale) · cosine.
-        group: (B,) integers, equal where captions mean the same.
+        image_embeds, text_embeds: (B/W, P) unit vectors of this rank, B in all.
+        scale: (), exp(logit_scale).
+        group: (B/W,) integers, equal where captions mean the same.
+        chunk_size: rows of logits held at once.
 
     Returns:
-        (), the mean of the cross-entropies in both directions, in nats.
+        (), the mean of the cross-entropies in both directions over this rank's rows, in nats; its mean over
+        ranks is the loss of the whole batch.
     """
-    same = (group[:, None] == group[None]).float() if group is not None else _eye_like(logits_per_image)
-    targets = same / same.sum(1, keepdim=True)  # `same` is symmetric, so both directions share it
-    return (F.cross_entropy(logits_per_image, targets) + F.cross_entropy(logits_per_image.T, targets)) / 2
+    if group is None:
+        group = torch.arange(len(image_embeds), device=image_embeds.device) + rank() * len(image_embeds)
+    groups = gather_rows(group)
+    images, texts = gather_rows(image_embeds), gather_rows(text_embeds)
+    directions = ((image_embeds, texts), (text_embeds, images))
+    losses = [_retrieval_loss(*pair, scale, group, groups, chunk_size) for pair in directions]
+    return torch.stack(losses).mean()
+
+
+def _retrieval_loss(
+    queries: Tensor, keys: Tensor, scale: Tensor, group: Tensor, groups: Tensor, chunk_size: int
+) -> Tensor:
+    """Mean cross-entropy of each query's (B/W, P) softmax over all keys (B, P)."""
+    if len(queries) <= chunk_size:
+        return _summed_cross_entropy(queries, keys, scale, group, groups) / len(queries)
+    total = queries.new_zeros(())
+    for part, part_group in zip(queries.split(chunk_size), group.split(chunk_size), strict=True):
+        total = total + checkpoint(
+            _summed_cross_entropy, part, keys, scale, part_group, groups, use_reentrant=False
+        )
+    return total / len(queries)
+
+
+def _summed_cross_entropy(queries: Tensor, keys: Tensor, scale: Tensor, group: Tensor, groups: Tensor) -> Tensor:
+    same = (group[:, None] == groups[None]).float()
+    return F.cross_entropy(scale * queries @ keys.T, same / same.sum(1, keepdim=True), reduction="sum")
 
 
 def pixel_mse(reconstructions: Tensor, pixel_values: Tensor, scale: Tensor) -> Tensor:
@@ -46,7 +83,3 @@ def commitment_loss(features: Tensor, quantized_features: Tensor) -> Tensor:
         () float32.
     """
     return F.mse_loss(features.float(), quantized_features.detach().float())
-
-
-def _eye_like(x: Tensor) -> Tensor:
-    return x.new_zeros(x.shape).fill_diagonal_(1)

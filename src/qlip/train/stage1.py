@@ -5,106 +5,261 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qlip.errors import InputError
 from qlip.model.qlip import QLIP
-from qlip.model.quantizer import quantizer_loss
+from qlip.model.quantizer import codebook_term, token_terms
+from qlip.train.balance import Balance, read_calibration
+from qlip.train.caching import Part, Terms, backward, split_batch
+from qlip.train.distributed import average, world_size
 from qlip.train.losses import commitment_loss, contrastive_loss, pixel_mse
+from qlip.train.metrics import code_metrics, code_use
+from qlip.train.optim import OptimizerConfig, build_optimizer, clip_gradients, optimizer_state
+from qlip.train.parallel import ComputeConfig, Parallel, whole, whole_copy
+from qlip.train.task import check_finite, prefixed
 
 MAX_LOGIT_SCALE = math.log(100)
 
 
 @dataclass(frozen=True)
-class Stage1Config:
+class Stage1Config(OptimizerConfig):
     """Weights and optimizer of stage 1.
 
+    A weight of 0 leaves its loss out, and freezes what no other loss trains: reconstruction_weight 0 is the
+    contrastive-only baseline, alignment_weight 0 the reconstruction-only one.
+
     Attributes:
-        reconstruction_weight: α_r, of the MSE in [0,1] pixels.
+        reconstruction_weight: α_r, of the MSE.
         alignment_weight: α_a, of the contrastive loss.
         quantizer_weight: α_q, of the BSQ loss.
         commitment_weight: α_z.
-        lr: peak learning rate.
-        betas: of AdamW.
-        weight_decay: on matrices; vectors and scalars have none.
-        grad_clip: largest norm of the gradient.
+        pixel_scale: the MSE is of pixels in [0,1] ("unit") or of normalised ones ("normalized").
+        quantize: False lets the patch features go to the decoder as they are: Recipe 2 of the paper's Table 3c.
+        reconstruct_every: every so many-th picture of the batch is rebuilt; more than 1 saves the decoder's time.
+        balance: where α_r comes from. "fixed": `reconstruction_weight`; "calibrated": the file that
+            `qlip calibrate` wrote; "gradient": α_a times the ratio of both losses' gradient norms at the last MLP
+            of the vision encoder, measured during training.
+        calibration: the file that `qlip calibrate` wrote.
+        balance_every: steps between measurements of the gradient norms; each costs two further passes.
+        balance_smoothing: share of the old value that the running mean of a norm keeps at a measurement.
     """
 
     reconstruction_weight: float = 1e3
     alignment_weight: float = 1.0
     quantizer_weight: float = 1.0
     commitment_weight: float = 1.0
-    lr: float = 5e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.05
-    grad_clip: float = 5.0
+    pixel_scale: Literal["unit", "normalized"] = "unit"
+    quantize: bool = True
+    reconstruct_every: int = 1
+    balance: Literal["fixed", "calibrated", "gradient"] = "fixed"
+    calibration: Path | None = None
+    balance_every: int = 20
+    balance_smoothing: float = 0.9
+
+    def __post_init__(self):
+        super().__post_init__()
+        weights = [f"{name}_weight" for name in ("reconstruction", "alignment", "quantizer", "commitment")]
+        for name in weights:
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be 0 or more")
+        if not self.reconstruction_weight and not self.alignment_weight:
+            raise InputError("reconstruction_weight and alignment_weight are both 0: nothing would be learnt")
+        if not self.reconstruction_weight and self.commitment_weight:
+            raise InputError(
+                "reconstruction_weight is 0: set commitment_weight to 0 too, the up MLP is not trained"
+            )
+        if not self.quantize and (self.quantizer_weight or self.commitment_weight):
+            raise InputError("quantize is False: set quantizer_weight and commitment_weight to 0")
+        if self.reconstruct_every < 1 or self.balance_every < 1:
+            raise InputError("reconstruct_every and balance_every must be at least 1")
+        if not 0 <= self.balance_smoothing < 1:
+            raise InputError(f"balance_smoothing is {self.balance_smoothing}: it must be in [0, 1)")
+        if (self.balance == "calibrated") != (self.calibration is not None):
+            raise InputError("balance 'calibrated' and calibration go together: write it with `qlip calibrate`")
+        if self.balance == "gradient" and not (self.reconstruction_weight and self.alignment_weight):
+            raise InputError("balance 'gradient' weighs two losses: neither weight may be 0")
 
 
 class Stage1:
     """The task: owns the model, its losses and its optimizer."""
 
-    def __init__(self, model: QLIP, config: Stage1Config, pixel_std: Tensor):
-        """Prepare the optimizer.
+    def __init__(self, model: QLIP, config: Stage1Config, compute: ComputeConfig, batch_size: int):
+        """Prepare optimizer and processes.
 
         Args:
-            model: on its device, in float32; steps run under bfloat16 autocast.
+            model: on its device, in float32, with an image processor; the same on every process.
             config: weights and optimizer.
-            pixel_std: (3,), what brings normalised pixels to [0,1] differences.
+            compute: how a step is computed.
+            batch_size: samples of a step, over all processes.
 
         Raises:
-            InputError: a commitment between encoder and decoder of different widths.
+            InputError: a combination that cannot be: of widths, of a batch and its parts.
         """
-        widths = model.config.vision.hidden_size, model.config.hidden_size_post_q
-        if config.commitment_weight and widths[0] != widths[1]:
-            raise InputError(f"commitment compares latents of widths {widths}: set commitment_weight to 0")
+        self.num_parts = compute.num_parts(batch_size)
+        _check(model, config, self.num_parts, batch_size)
         self.model, self.config = model, config
-        self.pixel_std = pixel_std.to(model.device)
-        decayed = [p for p in model.parameters() if p.ndim >= 2]
-        others = [p for p in model.parameters() if p.ndim < 2]
-        groups = [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+        alpha = config.reconstruction_weight
+        if config.calibration:
+            alpha = config.alignment_weight * read_calibration(config.calibration)
+        self.weights = {
+            "reconstruction": alpha,
+            "alignment": config.alignment_weight,
+            "quantizer/tokens": config.quantizer_weight,
+            "quantizer/codebook": config.quantizer_weight,
+            "commitment": config.commitment_weight,
+        }
+        self.weights = {name: weight for name, weight in self.weights.items() if weight}
+        _freeze_unused(model, config)
+        self.parallel = Parallel(_Forward(model, config), model, compute)
+        self.optimizer = build_optimizer(model, config)
+        self.optimizers = [self.optimizer]
+        self.balance = Balance(config.balance_smoothing, model.device)
 
-    def step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def step(self, batch: dict[str, Any], step: int) -> Terms:
         """One optimizer step.
 
         Args:
-            batch: pixel_values, input_ids, attention_mask, group; see `qlip.data.loader.batches`.
+            batch: this rank's pixel_values, input_ids, group, keys; see `qlip.data.loader.batches`.
+            step: its number, from 1.
 
         Returns:
-            Every loss term unweighted, their weighted sum `loss`, and diagnostics, as detached scalars.
+            Every loss term unweighted, their weighted sum `loss`, gradient norms and diagnostics, as scalars.
+
+        Raises:
+            NonFinite: a loss or gradient is not finite; nothing has moved.
         """
-        losses, metrics = self.losses(batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        batch = {k: v.to(self.model.device, non_blocking=True) for k, v in batch.items() if k != "keys"}
+        parts = split_batch(batch, self.num_parts)
+        if self.config.balance == "gradient":
+            if (step - 1) % self.config.balance_every == 0:
+                self._measure_balance(parts, batch["group"])
+            self.weights["reconstruction"] = self.config.alignment_weight * self.balance.ratio()
+        terms, metrics = self._backward(parts, batch["group"], self.weights)
+        norms = clip_gradients(self.optimizer.param_groups, self.config.grad_clip)
+        loss = torch.stack(
+            [self.weights[name] * term for name, term in terms.items() if name in self.weights]
+        ).sum()
+        check_finite(terms | norms)
         self.optimizer.step()
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
-        values = losses | metrics | {"grad_norm": grad_norm, "logit_scale": self.model.logit_scale}
-        return {name: value.detach() for name, value in values.items()}
+        values = {"loss": loss, **terms, **norms, **code_use(metrics)}
+        if self.config.alignment_weight:
+            values["logit_scale"] = self.model.logit_scale.detach().clone()
+        if self.config.balance == "gradient":
+            values["reconstruction_weight"] = torch.tensor(self.weights["reconstruction"])
+        return values
 
-    def losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The loss terms with gradient, and diagnostics of the codes."""
-        config, device = self.config, self.model.device
-        pixel_values = batch["pixel_values"].to(device, non_blocking=True)
-        input_ids = batch["input_ids"].to(device, non_blocking=True)
-        with torch.autocast(device.type, torch.bfloat16):
-            out = self.model(pixel_values, input_ids)
-        terms = {
-            "reconstruction": pixel_mse(out.reconstructions, pixel_values, self.pixel_std),
-            "alignment": contrastive_loss(out.logits_per_image, batch["group"].to(device)),
-            "quantizer": quantizer_loss(out.latents, self.model.config.quantizer),
-        }
-        if config.commitment_weight:
-            terms["commitment"] = commitment_loss(out.features, out.quantized_features)
-        loss = sum(getattr(config, f"{name}_weight") * term for name, term in terms.items())
-        with torch.no_grad():
-            mean_bit = (out.codes > 0).float().mean((0, 1))
-            bit_entropy = torch.special.entr(torch.stack((mean_bit, 1 - mean_bit))).sum() / math.log(2)
-        return terms | {"loss": loss}, {"bit_entropy": bit_entropy}
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every tensor that makes the run; filling them in place restores it."""
+        state = prefixed("model", self.model.state_dict())
+        state |= prefixed("optimizer", optimizer_state(self.optimizer, self.model))
+        return state | prefixed("balance", self.balance.state)
+
+    def snapshot(self) -> QLIP:
+        """A whole copy of the model for evaluation and export; all ranks must call it."""
+        return whole_copy(self.model)
+
+    def _backward(self, parts: list, group: Tensor, weights: dict[str, float]) -> tuple[Terms, Terms]:
+        """Gradient of the weighted losses of the whole batch, averaged over ranks."""
+        self.optimizer.zero_grad(set_to_none=True)
+        result = backward(self._forward, parts, partial(self._combine, group), weights, self.parallel.synchronize)
+        self.parallel.finish_backward()
+        return result
+
+    def _forward(self, part: dict[str, Any], whole: bool) -> Part:
+        return self.parallel(part["pixel_values"], part["input_ids"], whole)
+
+    def _combine(self, group: Tensor, rows: Terms, means: Terms) -> Terms:
+        """The losses that look at the batch as a whole."""
+        terms = {}
+        if "alignment" in self.weights:
+            embeds = rows["image_embeds"], rows["text_embeds"]
+            terms["alignment"] = contrastive_loss(*embeds, means["scale"], group)
+        if "mean_probabilities" in means:
+            probabilities = average(means["mean_probabilities"])
+            terms["quantizer/codebook"] = codebook_term(probabilities, self.model.config.quantizer)
+        return terms
+
+    def _measure_balance(self, parts: list, group: Tensor) -> None:
+        """Gradient norms of both losses alone, over the whole batch: the ordinary backward pass, twice more."""
+        vision = self.model.config.vision
+        name = f"layers.{vision.num_hidden_layers - 1}.mlp.{'w3' if vision.swiglu else 'fc2'}.weight"
+        weight = self.model.vision_model.encoder.get_parameter(name)
+        norms = {}
+        for name in ("alignment", "reconstruction"):
+            self._backward(parts, group, {other: float(other == name) for other in self.weights})
+            norms[name] = whole(cast(Tensor, weight.grad)).norm()
+        self.balance.update(norms)
+
+
+class _Forward(nn.Module):
+    """The forward pass of stage 1: everything of the model that a step uses."""
+
+    pixel_scale: Tensor
+
+    def __init__(self, model: QLIP, config: Stage1Config):
+        super().__init__()
+        self.model, self.config = model, config
+        scale = model.need_image_processor().std if config.pixel_scale == "unit" else (1.0, 1.0, 1.0)
+        self.register_buffer("pixel_scale", torch.tensor(scale, device=model.device), persistent=False)
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, whole: bool) -> Part:
+        """(B, 3, H, W) and (B, S) → `Part`; without `whole` only what the batch's losses need."""
+        model, config = self.model, self.config
+        part = Part({}, {}, {}, {})
+        hidden = model.hidden_states(pixel_values)
+        if config.alignment_weight:
+            part.rows["image_embeds"] = model.project(hidden[:, 0])
+            part.rows["text_embeds"] = model.encode_text(input_ids)
+            part.means["scale"] = model.logit_scale.exp()
+        features = quantized = hidden[:, 1:]
+        if config.quantize and (config.reconstruction_weight or config.quantizer_weight):
+            latents = model.compress(features)
+            part.terms["quantizer/tokens"], part.means["mean_probabilities"] = token_terms(
+                latents, model.config.quantizer
+            )
+            codes = model.quantize(latents)
+            if whole:
+                part.metrics.update(code_metrics(codes))
+            if whole and config.reconstruction_weight:
+                quantized = model.expand(codes)
+            if whole and config.commitment_weight:
+                part.terms["commitment"] = commitment_loss(features, quantized)
+        if whole and config.reconstruction_weight:
+            rebuilt = slice(None, None, config.reconstruct_every)
+            pixels = model.vision_decoder(quantized[rebuilt])
+            part.terms["reconstruction"] = pixel_mse(pixels, pixel_values[rebuilt], self.pixel_scale)
+        return part
+
+
+def _check(model: QLIP, config: Stage1Config, num_parts: int, batch_size: int) -> None:
+    widths = model.config.vision.hidden_size, model.config.hidden_size_post_q
+    if config.commitment_weight and widths[0] != widths[1]:
+        raise InputError(f"commitment compares latents of widths {widths}: set commitment_weight to 0")
+    if not config.quantize and widths[0] != widths[1]:
+        raise InputError(f"quantize is False, but encoder and decoder have widths {widths}: make them equal")
+    part_size = batch_size // world_size() // num_parts
+    if part_size % config.reconstruct_every:
+        raise InputError(
+            f"reconstruct_every {config.reconstruct_every} does not divide the {part_size} samples that a process "
+            "takes at once (micro_batch_size)"
+        )
+
+
+def _freeze_unused(model: QLIP, config: Stage1Config) -> None:
+    """Leave out of training what no loss reaches; DDP and the optimizer would wait for its gradient."""
+    align, reconstruct = bool(config.alignment_weight), bool(config.reconstruction_weight)
+    vision = model.vision_model
+    for module in (model.text_model, model.text_projection, model.visual_projection, vision.post_layernorm):
+        module.requires_grad_(align)
+    model.logit_scale.requires_grad_(align)
+    model.vision_decoder.requires_grad_(reconstruct)
+    vision.quant_embed_post.requires_grad_(reconstruct and config.quantize)
+    vision.quant_embed.requires_grad_(config.quantize and (reconstruct or bool(config.quantizer_weight)))

@@ -1,14 +1,21 @@
+import copy
 import json
 import math
+import os
+import signal
+from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from qlip.errors import InputError
-from qlip.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from qlip.train.fit import FitConfig, cosine_factor, fit
 from qlip.train.log import read_log
+from qlip.train.nonfinite import replay
+from qlip.train.optim import adamw, optimizer_state
+from qlip.train.task import check_finite
 
 
 class LineFit:
@@ -17,14 +24,23 @@ class LineFit:
     def __init__(self, seed=0):
         torch.manual_seed(seed)
         self.model = nn.Linear(1, 1)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.3)
+        self.optimizer = adamw([{"name": "all", "lr": 0.3, "params": list(self.model.parameters())}])
+        self.optimizers = [self.optimizer]
 
-    def step(self, batch):
-        loss = (self.model(batch["x"]) - 3 * batch["x"]).square().mean()
+    def step(self, batch, step):
+        noise = 0.01 * torch.randn(4, 1)  # so that resuming must restore what is random
+        loss = (self.model(batch["x"] + noise) - 3 * batch["x"]).square().mean()
         self.optimizer.zero_grad()
         loss.backward()
+        check_finite({"loss": loss})
         self.optimizer.step()
         return {"loss": loss.detach()}
+
+    def state_dict(self):
+        return self.model.state_dict() | optimizer_state(self.optimizer, self.model)
+
+    def snapshot(self):
+        return copy.deepcopy(self.model).eval()
 
 
 def stream(start):
@@ -42,22 +58,28 @@ def test_it_learns_logs_evaluates_and_saves(tmp_path):
     task = LineFit()
     modes = []
 
-    def evaluator():
-        modes.append((task.model.training, torch.is_grad_enabled()))
-        return {"slope": task.model.weight.item()}
+    def evaluator(model):
+        modes.append((model.training, torch.is_grad_enabled()))
+        return {"slope": model.weight.item(), "picture": Image.new("RGB", (4, 4))}
 
-    results = fit(task, stream, CONFIG, tmp_path, [evaluator])
-    assert abs(results["slope"] - 3) < abs(LineFit().model.weight.item() - 3) / 2
+    outcome = fit(task, stream, CONFIG, tmp_path, [evaluator])
+    assert outcome.step == 40
+    assert abs(outcome.results["slope"] - 3) < abs(LineFit().model.weight.item() - 3) / 2
     assert modes == [(False, False)] * 4 and task.model.training
+    assert len(list((tmp_path / "images").glob("picture-*.png"))) == 4
     log = read_log(tmp_path / "log.jsonl")
     losses = [e for e in log if "loss" in e]
     assert [e["step"] for e in losses] == list(range(1, 41))
     assert [e["step"] for e in log if "eval/slope" in e] == [10, 20, 30, 40]
-    assert losses[4]["lr"] == pytest.approx(0.3) and losses[-1]["lr"] == pytest.approx(0, abs=1e-9)
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
-        "step-0000035.safetensors",
-        "step-0000040.safetensors",
-    ]
+    assert losses[4]["lr/all"] == pytest.approx(0.3) and losses[-1]["lr/all"] == pytest.approx(0, abs=1e-9)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-0000035", "step-0000040"]
+
+
+def test_the_best_checkpoint_is_saved_when_it_is_reached_and_kept(tmp_path):
+    scores = iter((1.0, 5.0, 2.0, 3.0))
+    config = replace(CONFIG, best="score", keep=1, save_every=40)
+    fit(LineFit(), stream, config, tmp_path, [lambda model: {"score": next(scores)}])
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-0000020", "step-0000040"]
 
 
 @pytest.mark.parametrize("stop", (1, 7, 9, 21, 39))
@@ -93,30 +115,41 @@ def test_a_run_is_not_overwritten(tmp_path):
         fit(LineFit(), stream, CONFIG, tmp_path)
 
 
-def test_a_crash_while_saving_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+def test_losses_that_are_not_finite_are_passed_over_as_often_as_allowed(tmp_path):
+    def poisoned(start):
+        for step, batch in enumerate(stream(start), start + 1):
+            if step in (3, 5):
+                batch["x"][0] = float("nan")
+            yield batch
+
+    fit(LineFit(), poisoned, replace(CONFIG, skip_nonfinite=2), tmp_path / "tolerant")
+    log = read_log(tmp_path / "tolerant" / "log.jsonl")
+    assert [e["step"] for e in log if "skipped" in e] == [3, 5]
     task = LineFit()
-    save_checkpoint(tmp_path, task, 1, keep=1)
-
-    def full_disk(tensors, path):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("qlip.train.checkpoint.save_file", full_disk)
-    with pytest.raises(InputError, match="No space"):
-        save_checkpoint(tmp_path, task, 2, keep=1)
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-0000001.safetensors"]
-    assert load_checkpoint(latest_checkpoint(tmp_path), task) == 1
+    with pytest.raises(InputError, match="step 5: loss not finite, with the samples .*--replay"):
+        fit(task, poisoned, replace(CONFIG, skip_nonfinite=1, log_every=100), tmp_path / "strict")
+    dump = tmp_path / "strict" / "nonfinite" / "step-0000005"
+    again = LineFit(seed=5)
+    assert math.isnan(replay(again, dump, seed=0)["loss"])
+    assert torch.equal(again.model.weight, task.model.weight)
 
 
-def test_damaged_and_foreign_checkpoints_are_named(tmp_path):
-    path = save_checkpoint(tmp_path, LineFit(), 1, keep=1)
-    other = LineFit()
-    other.model = nn.Linear(2, 1)
-    with pytest.raises(InputError, match="of another model.*weight"):
-        load_checkpoint(path, other)
-    path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(InputError, match="not a readable checkpoint"):
-        load_checkpoint(path, LineFit())
+def test_sigterm_ends_the_run_with_a_checkpoint_and_it_goes_on_bit_for_bit(tmp_path):
+    whole = LineFit()
+    fit(whole, stream, CONFIG, tmp_path / "whole")
+
+    def terminated(start):
+        for step, batch in enumerate(stream(start), start + 1):
+            if step == 17:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert fit(LineFit(), terminated, CONFIG, tmp_path / "cut").step == 17
+    assert signal.getsignal(signal.SIGTERM) is before
+    resumed = LineFit(seed=9)
+    assert fit(resumed, stream, CONFIG, tmp_path / "cut", resume=True).step == 40
+    assert torch.equal(whole.model.weight, resumed.model.weight)
 
 
 def test_schedule_against_its_formula():
@@ -129,7 +162,7 @@ def test_schedule_against_its_formula():
 
 @pytest.mark.parametrize("field", ("steps", "log_every", "eval_every", "save_every", "keep"))
 def test_settings_that_cannot_be(field):
-    with pytest.raises(InputError, match=f"fit.{field} is 0"):
+    with pytest.raises(InputError, match=f"^{field} is 0"):
         FitConfig(**{"warmup_steps": 0, field: 0})
     with pytest.raises(InputError, match="warmup_steps 10"):
         FitConfig(steps=10, warmup_steps=10)

@@ -1,0 +1,264 @@
+"""From a recipe to a trained tokenizer: data, task, evaluators, record, and `fit`."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+
+from qlip.data.augment import random_resized_crop
+from qlip.data.loader import TrainingSet, batches
+from qlip.data.parquet import Captioner, ParquetSamples, read_class_names
+from qlip.environment import environment
+from qlip.errors import InputError
+from qlip.eval.pictures import reconstruction_grid
+from qlip.eval.protocols import reconstruction, zero_shot
+from qlip.files import whole_file
+from qlip.model.checkpoint import save_description
+from qlip.model.image import ImageProcessor, read_image
+from qlip.model.qlip import QLIP
+from qlip.recipes.plain import to_plain
+from qlip.train.checkpoint import checkpoint_step, latest_checkpoint
+from qlip.train.distributed import barrier, processes, rank, world_size
+from qlip.train.fit import Evaluator, FitConfig, fit
+from qlip.train.nonfinite import replay
+from qlip.train.parallel import ComputeConfig
+from qlip.train.plot import require_matplotlib
+from qlip.train.task import Task
+from qlip.train.trackers import require
+
+TEMPLATES = (
+    "a photo of a {}.",
+    "a picture of a {}.",
+    "a close-up photo of a {}.",
+    "a blurry photo of a {}.",
+    "a small photo of the {}.",
+    "this is a {}.",
+    "{}",
+)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where samples come from.
+
+    Attributes:
+        train: Parquet files, or folders of them, with `image` and `label` or `caption`.
+        val: the same, held out; may be empty.
+        max_val: samples of `val`, evenly spread over it, that evaluations during training look at.
+        classes: JSON file of class names, if samples have labels.
+        templates: sentences with `{}` that turn a name into a caption.
+        crop_scale: range of the random crop's area, as a share of the picture's.
+        num_workers: processes that decode, for each training process; 0 decodes in the training process.
+    """
+
+    train: tuple[Path, ...] = ()
+    val: tuple[Path, ...] = ()
+    max_val: int = 1000
+    classes: Path | None = None
+    templates: tuple[str, ...] = TEMPLATES
+    crop_scale: tuple[float, float] = (0.6, 1.0)
+    num_workers: int = 0
+
+
+@dataclass(frozen=True)
+class TrainRecipe(ComputeConfig):
+    """What the recipes of both stages share.
+
+    Attributes:
+        data: where samples come from.
+        fit: how long and how often.
+        batch_size: samples an optimizer step, over all processes.
+        seed: of the weights, the data order and the augmentation.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    fit: Annotated[FitConfig, tyro.conf.arg(name="")] = field(default_factory=FitConfig)
+    batch_size: int = 128
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.batch_size < 2:
+            raise InputError(f"batch_size is {self.batch_size}: contrast needs at least 2 samples")
+
+    @property
+    def stage(self) -> int:
+        """1 or 2."""
+        raise NotImplementedError
+
+    def build_model(self, data: "Data", device: torch.device) -> QLIP:
+        """The tokenizer as training begins, the same on every process."""
+        raise NotImplementedError
+
+    def build_task(self, model: QLIP) -> Task:
+        """What `fit` trains."""
+        raise NotImplementedError
+
+    def flops_per_image(self, model: QLIP, text_length: int) -> float:
+        """Of training, for the log."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Data:
+    """The samples of a run and their words."""
+
+    train: ParquetSamples
+    val: list[dict]
+    captioner: Captioner
+
+    @classmethod
+    def open(cls, config: DataConfig) -> "Data":
+        """Open the files.
+
+        Raises:
+            InputError: one is missing or is something else.
+        """
+        if not config.train:
+            raise InputError("no training data: name Parquet files, or folders of them, with --data.train")
+        val = ParquetSamples(config.val) if config.val else []
+        names = read_class_names(config.classes) if config.classes else []
+        return cls(ParquetSamples(config.train), _some(val, config.max_val), Captioner(names, config.templates))
+
+
+def run(recipe: TrainRecipe, out: Path, resume: bool = False) -> bool:
+    """Train a tokenizer and leave everything in one folder. With `torchrun`, every process calls it.
+
+    Args:
+        recipe: what to do.
+        out: folder for `recipe.json`, what `fit` leaves, and, at the end, for `model/`, a checkpoint that
+            `qlip.load` reads.
+        resume: go on where an interrupted run stopped.
+
+    Returns:
+        Whether it came to its end; if not, SIGTERM stopped it, and `resume` goes on.
+
+    Raises:
+        InputError: the recipe cannot be run: missing data, no class names, no such device, a folder that holds
+            another run.
+    """
+    with processes(recipe.device) as device:
+        if latest_checkpoint(out) and not resume:
+            raise InputError(f"{out} already holds a run: go on with --resume, or choose another --out")
+        recipe = replace(recipe, device=device.type)
+        task, model, data = _prepare(recipe, device)
+        dataset = _training_set(recipe, model, data)
+        tokenize = model.need_text_tokenizer() if recipe.stage == 1 else None
+
+        def stream(start_step: int) -> Iterator[dict[str, Any]]:
+            workers = recipe.data.num_workers
+            return batches(dataset, tokenize, recipe.batch_size, start_step, workers, rank(), world_size())
+
+        first = next(stream(0))  # data that cannot be used fails here, before anything is written
+        flops = recipe.flops_per_image(model, first["input_ids"].shape[1] if tokenize else 0)
+        if rank() == 0:
+            _record(recipe, model, out)
+        barrier()
+        evaluators = _evaluators(data, recipe.stage)
+        outcome = fit(task, stream, recipe.fit, out, evaluators, resume, recipe.seed, device, flops)
+        finished = outcome.step == recipe.fit.steps
+        if finished:
+            trained = task.snapshot()
+            if rank() == 0:
+                trained.save(out / "model")
+        return finished
+
+
+def do_again(recipe: TrainRecipe, folder: Path) -> dict[str, float]:
+    """Do the step again that a run left when a loss was not finite; see `qlip.train.nonfinite`."""
+    with processes(recipe.device) as device:
+        task, *_ = _prepare(replace(recipe, device=device.type), device)
+        return replay(task, folder, recipe.seed)
+
+
+def _prepare(recipe: TrainRecipe, device: torch.device) -> tuple[Task, QLIP, Data]:
+    """Check what can be checked, then open the data and build the task."""
+    _check_compiler(recipe)
+    require_matplotlib()
+    require(recipe.fit.log_to)
+    if recipe.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    recipe.num_parts(recipe.batch_size)
+    data = Data.open(recipe.data)
+    model = recipe.build_model(data, device)
+    return recipe.build_task(model), model, data
+
+
+def _training_set(recipe: TrainRecipe, model: QLIP, data: Data) -> TrainingSet:
+    transform = _Transform(model.need_image_processor(), recipe.data.crop_scale)
+    return TrainingSet(data.train, transform, data.captioner if recipe.stage == 1 else None, recipe.seed)
+
+
+@dataclass(frozen=True)
+class _Transform:
+    """Encoded bytes → a random part of the picture, normalised (3, H, W)."""
+
+    processor: ImageProcessor
+    crop_scale: tuple[float, float]
+
+    def __call__(self, image: bytes, rng: np.random.Generator) -> torch.Tensor:
+        picture = random_resized_crop(read_image(image), self.processor.crop, rng, self.crop_scale)
+        return self.processor.normalize(picture)
+
+
+def _evaluators(data: Data, stage: int) -> list[Evaluator]:
+    """Reconstruction, a picture of it, and in stage 1, for labelled samples, zero-shot."""
+    if not data.val:
+        return []
+    names, templates = [n[0] for n in data.captioner.names], data.captioner.templates
+
+    def draw(model: QLIP) -> dict[str, Image.Image]:
+        shown = data.val[:: max(1, len(data.val) // 24)][:24]
+        return {"reconstructions": reconstruction_grid(model, shown)}
+
+    evaluators: list[Evaluator] = [partial(reconstruction, samples=data.val), draw]
+    if stage == 1 and names and "label" in data.val[0]:
+        evaluators.append(partial(zero_shot, samples=data.val, names=names, templates=templates))
+    return evaluators
+
+
+def _check_compiler(recipe: TrainRecipe) -> None:
+    on_cpu, compilers = recipe.device.startswith("cpu"), (os.environ.get("CXX", "g++"), "clang++")
+    if recipe.compile and on_cpu and not any(map(shutil.which, compilers)):
+        raise InputError("compiling the model needs a C++ compiler: install g++, or pass --no-compile")
+
+
+_MAY_CHANGE = {"fit"} | set(ComputeConfig.__dataclass_fields__)
+
+
+def _record(recipe: TrainRecipe, model: QLIP, out: Path) -> None:
+    """Write `recipe.json`: the recipe, and a segment for the start and for each time that the run was resumed.
+
+    A resumed run must be of the same recipe, but for how long and how often, and how it is computed.
+    """
+    path, plain = out / "recipe.json", to_plain(recipe)
+    checkpoint, segments = latest_checkpoint(out), []
+    if checkpoint and path.exists():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        segments = record["segments"]
+        for name in plain.keys() - _MAY_CHANGE:
+            if record["recipe"].get(name) != plain[name]:
+                raise InputError(f"{out} holds a run with another {name!r}: resume with its recipe.json as RECIPE")
+    first_step = checkpoint_step(checkpoint) + 1 if checkpoint else 1
+    segment = {"first_step": first_step, "world_size": world_size(), "fit": plain["fit"]}
+    segments.append(segment | {"environment": environment(recipe.device)})
+    with whole_file(path) as unfinished:
+        text = json.dumps({"stage": recipe.stage, "recipe": plain, "segments": segments}, indent=2)
+        unfinished.write_text(text + "\n", encoding="utf-8")
+    save_description(model, out / "description")
+
+
+def _some(samples: Sequence[dict], count: int) -> list[dict]:
+    """At most `count` samples, evenly spread."""
+    if count >= len(samples):
+        return list(samples[:])
+    return [samples[i * len(samples) // count] for i in range(count)]

@@ -1,0 +1,75 @@
+"""A step whose loss is not finite: what was done, kept so that it can be done again."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from qlip.errors import InputError
+from qlip.train.checkpoint import Checkpoints, latest_checkpoint, load_checkpoint
+from qlip.train.distributed import rank, world_size
+from qlip.train.task import Batch, NonFinite, Task
+
+
+def dump(out: Path, task: Task, batch: Batch, step: int, error: NonFinite) -> InputError:
+    """Write `out/nonfinite/step-NNNNNNN/`: the state before the step, and each rank's batch and values.
+
+    Returns:
+        The error that ends the run: step, term, the batch's keys, and how to do the step again.
+    """
+    folder = out / "nonfinite" / f"step-{step:07d}"
+    with Checkpoints(folder, keep=1) as checkpoints:
+        checkpoints.save(task.state_dict(), step)
+    tensors = {name: value.contiguous() for name, value in batch.items() if isinstance(value, Tensor)}
+    save_file(tensors, folder / f"batch-{rank()}.safetensors")
+    report = {"step": step, "world_size": world_size(), "values": _plain(error.values), "keys": batch["keys"]}
+    (folder / f"report-{rank()}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    bad = [name for name, value in error.values.items() if not math.isfinite(value)]
+    keys = ", ".join(batch["keys"][:3]) + (f" and {len(batch['keys']) - 3} more" if len(batch["keys"]) > 3 else "")
+    return InputError(
+        f"step {step}: {', '.join(bad) or 'a value of another rank'} not finite, with the samples {keys}. "
+        f"{folder} holds the step; do it again with --replay {folder}, lower the learning rate, or let "
+        "--skip-nonfinite N pass over N such steps"
+    )
+
+
+def replay(task: Task, folder: Path, seed: int) -> dict[str, float]:
+    """Do a dumped step again, on as many processes as it had.
+
+    Returns:
+        the step's values on this rank, finite or not.
+
+    Raises:
+        InputError: the folder holds no such step, or one of another number of processes.
+    """
+    try:
+        report = json.loads((folder / f"report-{rank()}.json").read_text(encoding="utf-8"))
+        batch: dict[str, Any] = load_file(folder / f"batch-{rank()}.safetensors")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: not a step that a run left ({error})") from error
+    if report["world_size"] != world_size():
+        raise InputError(f"{folder} is of {report['world_size']} processes, not {world_size()}: start as many")
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is None:
+        raise InputError(f"{folder} has no checkpoint: it was not written to its end")
+    step = load_checkpoint(checkpoint, task.state_dict())
+    seed_step(seed, step)
+    try:
+        return {k: float(v) for k, v in task.step(batch | {"keys": report["keys"]}, step).items()}
+    except NonFinite as error:
+        return error.values
+
+
+def _plain(values: dict[str, float]) -> dict[str, float | str]:
+    """JSON knows no NaN."""
+    return {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Whatever is random in a step depends on (seed, step, rank) alone."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank())).generate_state(1, np.uint64)[0] >> 1))

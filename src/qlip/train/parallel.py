@@ -1,0 +1,130 @@
+"""How a step is computed: device, precision, memory, several processes. None of it changes what is learnt."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from qlip.errors import InputError
+from qlip.model.checkpoint import skeleton
+from qlip.model.layers import Block, Blocks
+from qlip.model.qlip import QLIP
+from qlip.train.distributed import average, world_size
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How a step is computed.
+
+    Attributes:
+        device: "cpu", "cuda", …; "auto" takes a GPU if there is one.
+        precision: "bf16" computes in bfloat16 where that is safe (autocast); weights stay float32.
+        micro_batch_size: samples that a process holds at once; a larger share of the batch goes in parts, with
+            the same gradient (`qlip.train.caching`). None: the whole share.
+        sharding: with several processes, "ddp" keeps the model on each, "fsdp" shares it out (FSDP2).
+        recompute: hold less for the backward pass and compute it again (activation checkpointing).
+        compile: compile the blocks, which takes a minute; on a CPU it needs a C++ compiler.
+        deterministic: only algorithms that give the same bits each time; slower on a GPU.
+    """
+
+    device: str = "auto"
+    precision: Literal["bf16", "fp32"] = "bf16"
+    micro_batch_size: int | None = None
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    recompute: bool = False
+    compile: bool = False
+    deterministic: bool = False
+
+    def num_parts(self, batch_size: int) -> int:
+        """In how many parts a process takes its share of the batch.
+
+        Raises:
+            InputError: the batch cannot be shared out equally.
+        """
+        share, rest = divmod(batch_size, world_size())
+        if rest:
+            raise InputError(f"batch_size {batch_size} is not divisible by the {world_size()} processes")
+        size = self.micro_batch_size or share
+        if size < 1 or share % size:
+            raise InputError(f"micro_batch_size {size} does not divide the {share} samples of a process")
+        return share // size
+
+
+class Parallel:
+    """A module whose forward pass is the training step's, on all processes.
+
+    Everything of `model` that the step uses must be used inside the module's forward.
+    """
+
+    def __init__(self, module: nn.Module, model: QLIP, config: ComputeConfig):
+        """Prepare the model's blocks, then spread the module.
+
+        Args:
+            module: its forward is the step's; it holds `model`.
+            model: on its device, float32, the same on every process.
+            config: how.
+
+        Raises:
+            InputError: sharding over a single process.
+        """
+        self.device_type, self.bf16 = model.device.type, config.precision == "bf16"
+        self.logit_scale = model.logit_scale
+        for part in module.modules():
+            if isinstance(part, Blocks):
+                part.recompute = config.recompute
+            if isinstance(part, Block) and config.compile:
+                part.compile()
+        if config.sharding == "fsdp":
+            if not dist.is_initialized():
+                raise InputError("sharding is 'fsdp', but there is one process: start several with torchrun")
+            for block in [part for part in module.modules() if isinstance(part, Block)]:
+                fully_shard(block)
+            fully_shard(module, ignored_params={model.logit_scale})  # FSDP2 cannot share out a scalar
+        elif world_size() > 1:
+            module = DistributedDataParallel(module)
+        self.module: nn.Module = module
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The module's forward in the config's precision."""
+        with self.autocast():
+            return self.module(*inputs)
+
+    def autocast(self) -> torch.autocast:
+        """The config's precision, for what else a step computes."""
+        return torch.autocast(self.device_type, torch.bfloat16, enabled=self.bf16)
+
+    def synchronize(self, now: bool) -> None:
+        """Whether the coming backward pass averages gradients over ranks."""
+        if isinstance(self.module, FSDPModule):
+            self.module.set_requires_gradient_sync(now)
+        elif isinstance(self.module, DistributedDataParallel):
+            self.module.require_backward_grad_sync = now
+
+    def finish_backward(self) -> None:
+        """Average over ranks what the wrapper does not."""
+        if isinstance(self.module, FSDPModule) and self.logit_scale.grad is not None:
+            self.logit_scale.grad = average(self.logit_scale.grad)
+
+
+def whole_copy(model: QLIP, replaced: dict[str, Tensor] | None = None) -> QLIP:
+    """An unsharded copy in evaluation mode, with some tensors replaced; all ranks must call it."""
+    tensors = model.state_dict() | (replaced or {})
+    copy = skeleton(model.config, model.name)
+    copy.load_state_dict({name: whole(tensor).clone() for name, tensor in tensors.items()}, assign=True)
+    copy.image_processor, copy.text_tokenizer = model.image_processor, model.text_tokenizer
+    return copy.to(model.device).eval()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor, put together from its shards if it is sharded; all ranks must call it."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank has of a tensor: its shard if it is sharded, sharing memory with it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,161 @@
+"""Two processes with half the batch each learn what one learns with the whole: DDP and FSDP2, both stages."""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from tests.conftest import LABELS, small_config
+
+from qlip.errors import InputError
+from qlip.model import QLIP, TextConfig
+from qlip.model.image import ImageProcessor
+from qlip.model.text import TextTokenizer
+from qlip.train.distributed import (
+    any_rank,
+    average,
+    average_gradients,
+    gather_rows,
+    mean_over_ranks,
+    processes,
+    rank,
+    world_size,
+)
+from qlip.train.losses import contrastive_loss
+from qlip.train.parallel import ComputeConfig
+from qlip.train.stage1 import Stage1, Stage1Config
+from qlip.train.stage2 import Stage2, Stage2Config
+
+BATCH_SIZE, STEPS = 16, 3
+FP32 = {"precision": "fp32", "device": "cpu"}
+
+TASKS = {
+    "stage1 adamw": (Stage1, Stage1Config(lr=1e-3, layer_decay=0.8), {}),
+    "stage1 lamb": (Stage1, Stage1Config(optimizer="lamb", lr=1e-3, vision_lr=2e-3), {}),
+    "stage1 parts": (
+        Stage1,
+        Stage1Config(lr=1e-3, reconstruct_every=2),
+        {"micro_batch_size": 4, "recompute": True},
+    ),
+    "stage1 gradient": (Stage1, Stage1Config(lr=1e-3, balance="gradient", balance_every=2), {}),
+    "stage1 reconstruction": (Stage1, Stage1Config(lr=1e-3, alignment_weight=0.0), {}),
+    "stage2": (Stage2, Stage2Config(discriminator_width=32, r1_every=2, perceptual_weight=0.0, ema=0.5), {}),
+    "stage2 parts": (
+        Stage2,
+        Stage2Config(
+            discriminator_width=32, perceptual_weight=0.0, adversary="patchgan", freeze_ids=True, ema=0.0
+        ),
+        {"micro_batch_size": 4},
+    ),
+}
+
+
+def build_model() -> QLIP:
+    vocabulary = TextTokenizer.train([f"a photo of a {label}." for label in LABELS], 600, 16)
+    specials = {k: getattr(vocabulary, k) for k in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
+    text = TextConfig(**{**small_config().text.__dict__, **specials})
+    torch.manual_seed(0)
+    processor = ImageProcessor(resize=32, crop=32)
+    return QLIP(small_config(text=text), image_processor=processor, text_tokenizer=vocabulary)
+
+
+def global_batch(model: QLIP, step: int) -> dict:
+    generator = torch.Generator().manual_seed(step)
+    input_ids, _ = model.text_tokenizer([LABELS[(i + step) % 4] for i in range(BATCH_SIZE)])
+    return {
+        "pixel_values": torch.randn(BATCH_SIZE, 3, 32, 32, generator=generator),
+        "input_ids": input_ids,
+        "group": torch.arange(BATCH_SIZE) % 4,
+    }
+
+
+def train(name: str, sharding: str) -> dict[str, torch.Tensor]:
+    """Three steps on this process's share; the snapshot's weights, and the last step's values averaged."""
+    kind, config, compute = TASKS[name]
+    model = build_model()
+    task = kind(model, config, ComputeConfig(**FP32 | compute, sharding=sharding), BATCH_SIZE)
+    share = BATCH_SIZE // world_size()
+    for step in range(1, STEPS + 1):
+        batch = global_batch(model, step)
+        own = {k: v[rank() * share : (rank() + 1) * share] for k, v in batch.items()}
+        values = mean_over_ranks(task.step(own | {"keys": [""] * share}, step))
+    state = task.snapshot().state_dict()
+    return state | {f"value.{k}": torch.tensor(v) for k, v in values.items()}
+
+
+def losses_with_gather() -> dict[str, torch.Tensor]:
+    """A contrastive loss over gathered rows, and an average, with the gradients that DDP would average."""
+    torch.manual_seed(0)
+    embeds = torch.nn.functional.normalize(torch.randn(2, BATCH_SIZE, 8), dim=-1)
+    weight = torch.eye(8).requires_grad_()
+    share = slice(rank() * BATCH_SIZE // world_size(), (rank() + 1) * BATCH_SIZE // world_size())
+    images, texts = (part[share] @ weight for part in embeds)
+    loss = contrastive_loss(images, texts, torch.tensor(10.0), torch.arange(BATCH_SIZE)[share] % 5)
+    loss = loss + average(images.mean(0)).pow(3).sum()
+    loss.backward()
+    module = torch.nn.Linear(1, 1)
+    module.weight.grad = torch.full((1, 1), float(rank()))
+    average_gradients(module)
+    return {
+        "gradient": average(weight.grad),
+        "loss": average(loss.detach()),
+        "gathered": gather_rows(texts.detach()),
+        "any": torch.tensor([any_rank(rank() == 0), any_rank(False)]),
+        "averaged": module.weight.grad * 2 / max(1, world_size() - 1),
+    }
+
+
+def worker(index: int, port: int, folder: str) -> None:
+    os.environ |= {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    with processes("cpu"):
+        results = {"gather": losses_with_gather()}
+        for sharding in ("ddp", "fsdp"):
+            results |= {f"{name} {sharding}": train(name, sharding) for name in TASKS}
+    if index == 0:
+        torch.save(results, f"{folder}/results.pt")
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(worker, (port, str(folder)), nprocs=2)
+    return torch.load(folder / "results.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_two_processes_learn_what_one_learns(two_processes, name):
+    start = build_model().state_dict()
+    alone = train(name, "ddp")
+    moved = max((alone[key] - start[key]).abs().max().item() for key in start)
+    assert moved > 1e-3
+    for sharding in ("ddp", "fsdp"):
+        both = two_processes[f"{name} {sharding}"]
+        assert both.keys() == alone.keys()
+        for key, value in alone.items():
+            if key != "value.distinct_tokens":  # of a part of the batch each
+                torch.testing.assert_close(
+                    both[key], value, rtol=2e-4, atol=2e-5, msg=lambda m, key=key: f"{key}: {m}"
+                )
+
+
+def test_gather_and_average_have_the_gradient_of_the_whole_batch(two_processes):
+    alone = losses_with_gather()
+    both = two_processes["gather"]
+    for key in ("gradient", "loss", "gathered"):
+        torch.testing.assert_close(both[key], alone[key], rtol=1e-5, atol=1e-6)
+    assert both["any"].tolist() == [True, False]
+    assert both["averaged"].item() == 1.0  # twice the mean of ranks 0 and 1
+
+
+def test_what_cannot_be_shared_out_is_named():
+    with pytest.raises(InputError, match="micro_batch_size 5 does not divide the 16 samples"):
+        ComputeConfig(micro_batch_size=5).num_parts(16)
+    assert ComputeConfig(micro_batch_size=4).num_parts(16) == 4
+    with pytest.raises(InputError, match="sharding is 'fsdp', but there is one process"):
+        train("stage2", "fsdp")
