@@ -60,9 +60,7 @@ def publish(
     results = reconstruction(model, samples, track)
     if names:
         results |= zero_shot(model, samples, names, data["templates"], track)
-    for split in ("train", "val"):  # names only: where they lay is nobody's business
-        data[split] = [Path(file).name for file in data[split]]
-    data["classes"] = data["classes"] and Path(data["classes"]).name
+    _hide_folders(settings["recipe"])
     measured = {"results": results, "num_samples": len(samples), "environment": environment("cpu")}
     written = {
         "recipe.json": json.dumps(settings, indent=2) + "\n",
@@ -72,6 +70,20 @@ def publish(
     for file, text in written.items():
         (out / file).write_text(text, encoding="utf-8")
     return results
+
+
+def _hide_folders(recipe: dict[str, Any]) -> None:
+    """Leave of every path its name: where files lay is nobody's business."""
+    data = recipe["data"]
+    for split in ("train", "val"):
+        data[split] = [Path(file).name for file in data[split]]
+    init = recipe.get("init", {})
+    files = [(data, "classes"), (recipe, "vocabulary"), (recipe["task"], "calibration")]
+    for holder, name in [*files, (init, "vision"), (init, "text")]:
+        if holder.get(name):
+            holder[name] = Path(holder[name]).name
+    if (tokenizer := recipe.get("tokenizer")) and Path(tokenizer).is_dir():  # a hub id stays
+        recipe["tokenizer"] = Path(tokenizer).name
 
 
 _ROWS = {
@@ -100,7 +112,10 @@ def _card(
     num_bytes = config.num_tokens * config.num_bits // 8
     weights = {k.removesuffix("_weight"): v for k, v in recipe["task"].items() if k.endswith("_weight")}
     templates = f"of class names in {len(recipe['data']['templates'])} templates"
-    captions = templates if recipe["data"]["classes"] else "as they came"
+    captions = f"captions {templates if recipe['data']['classes'] else 'as they came'}"
+    if settings.get("stage", 1) == 2:
+        captions = f"pictures alone; stage 2 of `{recipe['tokenizer']}`"
+    optimizer = {"adamw": "AdamW", "lamb": "LAMB"}[recipe["task"].get("optimizer", "adamw")]
     rows = [
         f"| {label} | {form.format(measured['results'][key])} |"
         for key, (label, form) in _ROWS.items()
@@ -142,9 +157,9 @@ def _card(
         "",
         "## Training",
         "",
-        f"- Data: {data}; captions {captions}.",
-        f"- {steps:,} steps of {batch_size} samples ({steps * batch_size:,} images), AdamW, peak learning rate "
-        f"{recipe['task']['lr']:g}, loss weights {weights}.",
+        f"- Data: {data}; {captions}.",
+        f"- {steps:,} steps of {batch_size} samples ({steps * batch_size:,} images), {optimizer}, peak learning "
+        f"rate {recipe['task']['lr']:g}, loss weights {weights}.",
         *(f"- From step {s['first_step']:,}: {_environment(s)}" for s in segments),
         f"- {rate:.0f} images a second (median), so {steps * batch_size / rate / 3600:.1f} hours at that rate.",
         "- `recipe.json` names every setting; `qlip train recipe.json --data.train …` repeats it.",

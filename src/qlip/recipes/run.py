@@ -27,9 +27,9 @@ from qlip.model.image import ImageProcessor, read_image
 from qlip.model.qlip import QLIP
 from qlip.recipes.plain import to_plain
 from qlip.train.checkpoint import checkpoint_step, latest_checkpoint
-from qlip.train.distributed import barrier, processes, rank, world_size
-from qlip.train.fit import Evaluator, FitConfig, fit
-from qlip.train.nonfinite import replay
+from qlip.train.distributed import processes, rank, world_size
+from qlip.train.fit import Evaluator, FitConfig, fit, on_all_ranks, on_first_rank
+from qlip.train.nonfinite import for_json, replay
 from qlip.train.parallel import ComputeConfig
 from qlip.train.plot import require_matplotlib
 from qlip.train.task import Task
@@ -68,6 +68,16 @@ class DataConfig:
     crop_scale: tuple[float, float] = (0.6, 1.0)
     num_workers: int = 0
 
+    def __post_init__(self):
+        for template in self.templates:
+            if "{}" not in template:
+                raise InputError(f"templates has {template!r} without {{}}: put it where the word goes")
+        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise InputError(f"crop_scale is {self.crop_scale}: it must be two shares of (0, 1], smaller first")
+        for name in ("max_val", "num_workers"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be 0 or more")
+
 
 @dataclass(frozen=True)
 class TrainRecipe(ComputeConfig):
@@ -88,6 +98,8 @@ class TrainRecipe(ComputeConfig):
     def __post_init__(self):
         if self.batch_size < 2:
             raise InputError(f"batch_size is {self.batch_size}: contrast needs at least 2 samples")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}: it must be 0 or more")
 
     @property
     def stage(self) -> int:
@@ -157,11 +169,10 @@ def run(recipe: TrainRecipe, out: Path, resume: bool = False) -> bool:
             workers = recipe.data.num_workers
             return batches(dataset, tokenize, recipe.batch_size, start_step, workers, rank(), world_size())
 
-        first = next(stream(0))  # data that cannot be used fails here, before anything is written
+        # data that cannot be used fails here, before anything is written
+        first = on_all_ranks(lambda: next(stream(0)))
         flops = recipe.flops_per_image(model, first["input_ids"].shape[1] if tokenize else 0)
-        if rank() == 0:
-            _record(recipe, model, out)
-        barrier()
+        on_first_rank(partial(_record, recipe, model, out))
         evaluators = _evaluators(data, recipe.stage)
         outcome = fit(task, stream, recipe.fit, out, evaluators, resume, recipe.seed, device, flops)
         finished = outcome.step == recipe.fit.steps
@@ -172,11 +183,15 @@ def run(recipe: TrainRecipe, out: Path, resume: bool = False) -> bool:
         return finished
 
 
-def do_again(recipe: TrainRecipe, folder: Path) -> dict[str, float]:
-    """Do the step again that a run left when a loss was not finite; see `qlip.train.nonfinite`."""
+def do_again(recipe: TrainRecipe, folder: Path) -> dict[str, float | str]:
+    """Do the step again that a run left when a loss was not finite; see `qlip.train.nonfinite`.
+
+    Returns:
+        this process's values, for JSON.
+    """
     with processes(recipe.device) as device:
         task, *_ = _prepare(replace(recipe, device=device.type), device)
-        return replay(task, folder, recipe.seed)
+        return for_json(replay(task, folder, recipe.seed))
 
 
 def _prepare(recipe: TrainRecipe, device: torch.device) -> tuple[Task, QLIP, Data]:
@@ -188,8 +203,8 @@ def _prepare(recipe: TrainRecipe, device: torch.device) -> tuple[Task, QLIP, Dat
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     recipe.num_parts(recipe.batch_size)
-    data = Data.open(recipe.data)
-    model = recipe.build_model(data, device)
+    data = on_all_ranks(lambda: Data.open(recipe.data))
+    model = on_all_ranks(lambda: recipe.build_model(data, device))
     return recipe.build_task(model), model, data
 
 
@@ -232,7 +247,7 @@ def _check_compiler(recipe: TrainRecipe) -> None:
         raise InputError("compiling the model needs a C++ compiler: install g++, or pass --no-compile")
 
 
-_MAY_CHANGE = {"fit"} | set(ComputeConfig.__dataclass_fields__)
+_MAY_CHANGE = {"fit", "data.num_workers", *ComputeConfig.__dataclass_fields__}
 
 
 def _record(recipe: TrainRecipe, model: QLIP, out: Path) -> None:
@@ -245,9 +260,8 @@ def _record(recipe: TrainRecipe, model: QLIP, out: Path) -> None:
     if checkpoint and path.exists():
         record = json.loads(path.read_text(encoding="utf-8"))
         segments = record["segments"]
-        for name in plain.keys() - _MAY_CHANGE:
-            if record["recipe"].get(name) != plain[name]:
-                raise InputError(f"{out} holds a run with another {name!r}: resume with its recipe.json as RECIPE")
+        if name := _change(record["recipe"], plain):
+            raise InputError(f"{out} holds a run with another {name!r}: resume with its recipe.json as RECIPE")
     first_step = checkpoint_step(checkpoint) + 1 if checkpoint else 1
     segment = {"first_step": first_step, "world_size": world_size(), "fit": plain["fit"]}
     segments.append(segment | {"environment": environment(recipe.device)})
@@ -255,6 +269,16 @@ def _record(recipe: TrainRecipe, model: QLIP, out: Path) -> None:
         text = json.dumps({"stage": recipe.stage, "recipe": plain, "segments": segments}, indent=2)
         unfinished.write_text(text + "\n", encoding="utf-8")
     save_description(model, out / "description")
+
+
+def _change(was: Any, now: Any, name: str = "") -> str | None:
+    """The dotted name of the first field that differs and may not."""
+    if name in _MAY_CHANGE or was == now:
+        return None
+    if not (isinstance(was, dict) and isinstance(now, dict)):
+        return name
+    changes = (_change(was.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in {**was, **now})
+    return next(filter(None, changes), None)
 
 
 def _some(samples: Sequence[dict], count: int) -> list[dict]:

@@ -1,27 +1,32 @@
 """The one training loop: batch, `task.step`, schedule, log, evaluate, save."""
 
+import logging
 import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from PIL import Image
 
 from qlip.errors import InputError
 from qlip.train.checkpoint import Checkpoints, latest_checkpoint, load_checkpoint
-from qlip.train.distributed import any_rank, barrier, mean_over_ranks, rank, world_size
+from qlip.train.distributed import any_rank, gather_rows, mean_over_ranks, rank, world_size
 from qlip.train.log import Log, open_log
 from qlip.train.nonfinite import dump, seed_step
 from qlip.train.plot import plot_log
 from qlip.train.task import Batch, NonFinite, Task
 from qlip.train.trackers import Tracker
 
+T = TypeVar("T")
 Evaluator = Callable[[Any], Mapping[str, float | Image.Image]]  # of the task's snapshot
+
+MAX_WORDS = 2000  # bytes of an error that one rank tells the others
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ def fit(
             last, results = step == config.steps, None
             for optimizer in task.optimizers:
                 set_learning_rate(optimizer, cosine_factor(step, config))
-            batch = next(stream)
+            batch = on_all_ranks(partial(next, stream))
             seed_step(seed, step)
             try:
                 values = task.step(batch, step)
@@ -131,14 +136,16 @@ def fit(
                     checkpoints.wait()
                     raise dump(out, task, batch, step, error) from None
                 skipped, values = skipped + 1, {"skipped": torch.ones(())}
+                if rank() == 0:
+                    logging.getLogger("qlip").warning("step %d is not finite and was passed over", step)
             log.count(len(batch["keys"]) * world_size())
             if last or step % config.log_every == 0 or "skipped" in values:
-                log.write(step, mean_over_ranks(values) | learning_rates(task.optimizers))
+                line = mean_over_ranks(values) | learning_rates(task.optimizers)
+                on_all_ranks(partial(log.write, step, line))
             if last or step % config.eval_every == 0:
                 with log.paused():
                     results = outcome.results = evaluate(task, evaluators, log, step)
-                    if rank() == 0:
-                        plot_log(out / "log.jsonl", out / "curves.png")
+                    on_first_rank(partial(plot_log, out / "log.jsonl", out / "curves.png"))
             stopped = any_rank(stop.is_set())
             if last or stopped or step % config.save_every == 0 or any_rank(checkpoints.is_best(results)):
                 with log.paused():
@@ -156,18 +163,49 @@ def evaluate(task: Task, evaluators: Sequence[Evaluator], log: Log, step: int) -
     Returns:
         the numbers; on the other processes none.
     """
-    model, results = task.snapshot(), {}
-    if rank() == 0:
+    model = task.snapshot()
+
+    def look() -> dict[str, float]:
+        if rank():
+            return {}
         with torch.inference_mode():
             found = {name: value for evaluator in evaluators for name, value in evaluator(model).items()}
         for name, value in found.items():
             if isinstance(value, Image.Image):
                 log.image(step, name, value)
-            else:
-                results[name] = value
+        results = {name: value for name, value in found.items() if not isinstance(value, Image.Image)}
         log.results(step, results)
-    barrier()
-    return results
+        return results
+
+    return on_all_ranks(look)
+
+
+def on_all_ranks(work: Callable[[], T]) -> T:
+    """Do it on this rank, as the others do on theirs: what fails on one fails on all, so that none waits for it.
+
+    Raises:
+        InputError: on every rank, in the words of the first that failed.
+    """
+    result, failure = None, ""
+    try:
+        result = work()
+    except InputError as error:
+        failure = str(error)
+    except OSError as error:
+        if error.errno is None:  # no error of the system's
+            raise
+        failure = str(error)
+    if any_rank(bool(failure)):
+        words = failure.encode()[:MAX_WORDS].ljust(MAX_WORDS)
+        rows = gather_rows(torch.frombuffer(bytearray(words), dtype=torch.uint8)[None])
+        said = [bytes(row.tolist()).decode(errors="ignore").strip() for row in rows]
+        raise InputError(next(filter(None, said)))
+    return cast(T, result)
+
+
+def on_first_rank(work: Callable[[], object]) -> None:
+    """As `on_all_ranks`, for what the first one does alone."""
+    on_all_ranks(work if rank() == 0 else lambda: None)
 
 
 def learning_rates(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, float]:

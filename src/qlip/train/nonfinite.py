@@ -2,17 +2,19 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qlip.errors import InputError
+from qlip.errors import InputError, one_line
 from qlip.train.checkpoint import Checkpoints, latest_checkpoint, load_checkpoint
-from qlip.train.distributed import rank, world_size
+from qlip.train.distributed import barrier, rank, world_size
 from qlip.train.task import Batch, NonFinite, Task
 
 
@@ -23,18 +25,29 @@ def dump(out: Path, task: Task, batch: Batch, step: int, error: NonFinite) -> In
         The error that ends the run: step, term, the batch's keys, and how to do the step again.
     """
     folder = out / "nonfinite" / f"step-{step:07d}"
-    with Checkpoints(folder, keep=1) as checkpoints:
-        checkpoints.save(task.state_dict(), step)
-    tensors = {name: value.contiguous() for name, value in batch.items() if isinstance(value, Tensor)}
-    save_file(tensors, folder / f"batch-{rank()}.safetensors")
-    report = {"step": step, "world_size": world_size(), "values": _plain(error.values), "keys": batch["keys"]}
-    (folder / f"report-{rank()}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)  # of the run before it was resumed, perhaps of other processes
+    barrier()
+    found = f"{folder} holds the step; do it again with --replay {folder}, as many processes"
+    try:
+        with Checkpoints(folder, keep=1) as checkpoints:
+            checkpoints.save(task.state_dict(), step)
+        tensors = {name: value.contiguous() for name, value in batch.items() if isinstance(value, Tensor)}
+        save_file(tensors, folder / f"batch-{rank()}.safetensors")
+        report = {
+            "step": step,
+            "world_size": world_size(),
+            "values": for_json(error.values),
+            "keys": batch["keys"],
+        }
+        (folder / f"report-{rank()}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    except (InputError, OSError, SafetensorError) as failure:
+        found = f"The step could not be kept ({one_line(failure)})"
     bad = [name for name, value in error.values.items() if not math.isfinite(value)]
     keys = ", ".join(batch["keys"][:3]) + (f" and {len(batch['keys']) - 3} more" if len(batch["keys"]) > 3 else "")
     return InputError(
         f"step {step}: {', '.join(bad) or 'a value of another rank'} not finite, with the samples {keys}. "
-        f"{folder} holds the step; do it again with --replay {folder}, lower the learning rate, or let "
-        "--skip-nonfinite N pass over N such steps"
+        f"{found}. Lower the learning rate, or let --skip-nonfinite N pass over N such steps"
     )
 
 
@@ -50,7 +63,7 @@ def replay(task: Task, folder: Path, seed: int) -> dict[str, float]:
     try:
         report = json.loads((folder / f"report-{rank()}.json").read_text(encoding="utf-8"))
         batch: dict[str, Any] = load_file(folder / f"batch-{rank()}.safetensors")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder}: not a step that a run left ({error})") from error
     if report["world_size"] != world_size():
         raise InputError(f"{folder} is of {report['world_size']} processes, not {world_size()}: start as many")
@@ -65,8 +78,8 @@ def replay(task: Task, folder: Path, seed: int) -> dict[str, float]:
         return error.values
 
 
-def _plain(values: dict[str, float]) -> dict[str, float | str]:
-    """JSON knows no NaN."""
+def for_json(values: dict[str, float]) -> dict[str, float | str]:
+    """NaN and infinity as words, which JSON has no numbers for."""
     return {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
 
 

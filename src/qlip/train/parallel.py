@@ -86,7 +86,7 @@ class Parallel:
                 fully_shard(block)
             fully_shard(module, ignored_params={model.logit_scale})  # FSDP2 cannot share out a scalar
         elif world_size() > 1:
-            module = DistributedDataParallel(module)
+            module = DistributedDataParallel(module, broadcast_buffers=False)  # no buffer changes
         self.module: nn.Module = module
 
     def __call__(self, *inputs: Any) -> Any:
