@@ -10,21 +10,27 @@ from qlip.model.qlip import QLIP
 
 BATCH_SIZE = 250
 
+Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
 Track = Callable[[Iterable], Iterable]
 """Wraps an iterable to show progress over it."""
 
 
 @torch.no_grad()
-def reconstruction(model: QLIP, samples: Sequence[dict], track: Track = iter) -> dict[str, float]:
+def reconstruction(
+    model: QLIP, samples: Sequence[dict], track: Track = iter, perceptual: Distance | None = None
+) -> dict[str, float]:
     """Tokenize, rebuild and compare, at the model's size (resize of the short side, centre crop).
 
     Args:
         model: with an image processor.
         samples: dicts with `image`, encoded bytes.
         track: shows progress.
+        perceptual: a distance of two batches of pictures in [0, 1], such as `qlip.train.perceptual.Perceptual`.
 
     Returns:
-        psnr (dB) and ssim, each the mean over pictures, and what `code_use` says of their tokens.
+        psnr (dB), ssim and, with that distance, perceptual, each the mean over pictures, and what `code_use` says
+        of their tokens.
     """
     scores: dict[str, list[torch.Tensor]] = {"psnr": [], "ssim": []}
     tokens = []
@@ -33,9 +39,14 @@ def reconstruction(model: QLIP, samples: Sequence[dict], track: Track = iter) ->
         batch = samples[start : start + BATCH_SIZE]
         pictures = [processor.preprocess(sample["image"]) for sample in batch]
         tokens.append(model.tokenize(pictures))
-        rebuilt, original = to_uint8(model.detokenize(tokens[-1])), stack_uint8(pictures)
+        images, original = model.detokenize(tokens[-1]), stack_uint8(pictures)
+        rebuilt = to_uint8(images)
         scores["psnr"].append(psnr(rebuilt, original))
         scores["ssim"].append(ssim(rebuilt, original))
+        if perceptual is not None:
+            pairs = zip(images.split(25), original.split(25), strict=True)  # its network is a large one
+            distances = [perceptual(a.to(model.device), b.to(model.device) / 255).cpu() for a, b in pairs]
+            scores.setdefault("perceptual", []).extend(distances)
     return {name: float(torch.cat(values).mean()) for name, values in scores.items()} | code_use(
         torch.cat(tokens), model.config.num_bits
     )

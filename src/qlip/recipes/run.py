@@ -20,7 +20,7 @@ from qlip.data.parquet import Captioner, ParquetSamples, read_class_names
 from qlip.environment import environment
 from qlip.errors import InputError
 from qlip.eval.pictures import reconstruction_grid
-from qlip.eval.protocols import reconstruction, zero_shot
+from qlip.eval.protocols import Distance, reconstruction, zero_shot
 from qlip.files import whole_file
 from qlip.model.checkpoint import save_description
 from qlip.model.image import ImageProcessor, read_image
@@ -173,7 +173,7 @@ def run(recipe: TrainRecipe, out: Path, resume: bool = False) -> bool:
         first = on_all_ranks(lambda: next(stream(0)))
         flops = recipe.flops_per_image(model, first["input_ids"].shape[1] if tokenize else 0)
         on_first_rank(partial(_record, recipe, model, out))
-        evaluators = _evaluators(data, recipe.stage)
+        evaluators = _evaluators(data, recipe.stage, getattr(task, "perceptual", None))
         outcome = fit(task, stream, recipe.fit, out, evaluators, resume, recipe.seed, device, flops)
         finished = outcome.step == recipe.fit.steps
         if finished:
@@ -225,7 +225,7 @@ class _Transform:
         return self.processor.normalize(picture)
 
 
-def _evaluators(data: Data, stage: int) -> list[Evaluator]:
+def _evaluators(data: Data, stage: int, perceptual: Distance | None) -> list[Evaluator]:
     """Reconstruction, a picture of it, and in stage 1, for labelled samples, zero-shot."""
     if not data.val:
         return []
@@ -235,7 +235,7 @@ def _evaluators(data: Data, stage: int) -> list[Evaluator]:
         shown = data.val[:: max(1, len(data.val) // 24)][:24]
         return {"reconstructions": reconstruction_grid(model, shown)}
 
-    evaluators: list[Evaluator] = [partial(reconstruction, samples=data.val), draw]
+    evaluators: list[Evaluator] = [partial(reconstruction, samples=data.val, perceptual=perceptual), draw]
     if stage == 1 and names and "label" in data.val[0]:
         evaluators.append(partial(zero_shot, samples=data.val, names=names, templates=templates))
     return evaluators

@@ -32,6 +32,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "learning rate": ("lr", "lr/*"),
     "weight of reconstruction": ("reconstruction_weight",),
     "held-out PSNR (dB)": ("eval/psnr",),
+    "held-out perceptual": ("eval/perceptual",),
     "held-out top-1": ("eval/top1",),
     "images a second": ("images_per_s",),
 }

@@ -27,6 +27,18 @@ def test_reconstruction_is_the_mean_over_pictures(small_model, photos):
     assert results.items() >= code_use(torch.cat(tokens), 28).items()
 
 
+def test_a_perceptual_distance_is_averaged_over_pictures(small_model, photos):
+    """Of the pictures in [0, 1], rebuilt first."""
+    results = reconstruction(
+        small_model, samples(photos), perceptual=lambda a, b: (a - b).square().mean((1, 2, 3))
+    )
+    assert "perceptual" not in reconstruction(small_model, samples(photos[:1]))
+    rebuilt = small_model.detokenize(small_model.tokenize(photos))
+    original = torch.stack([torch.from_numpy(np.array(small_model.image_processor.preprocess(p))) for p in photos])
+    expected = (rebuilt - original.permute(0, 3, 1, 2) / 255).square().mean()
+    assert results["perceptual"] == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_code_use():
     assert code_use(torch.tensor([[0, 1, 2, 3]]), 2) == {"bit_entropy": 2.0, "distinct_tokens": 1.0}
     assert code_use(torch.tensor([[3, 3, 3, 3]]), 2) == {"bit_entropy": 0.0, "distinct_tokens": 0.25}
