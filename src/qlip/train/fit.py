@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -116,13 +116,11 @@ def fit(
     checkpoints = Checkpoints(out, config.keep, config.best)
     start = load_checkpoint(checkpoint, task.state_dict()) if checkpoint else 0
     outcome, skipped, stream = Outcome(start, {}), 0, batches(start)
-    with (
-        _on_sigterm() as stop,
-        checkpoints,
-        open_log(
-            out, start, config.steps, device=device, flops_per_image=flops_per_image, log_to=config.log_to
-        ) as log,
-    ):
+    opened = open_log(
+        out, start, config.steps, device=device, flops_per_image=flops_per_image, log_to=config.log_to
+    )
+    with _on_sigterm() as stop, checkpoints, ExitStack() as stack:
+        log = on_all_ranks(partial(stack.enter_context, opened))
         for step in range(start + 1, config.steps + 1):
             last, results = step == config.steps, None
             for optimizer in task.optimizers:
