@@ -15,6 +15,8 @@ import torch.nn.functional as F
 
 from qlip.environment import environment
 from qlip.model import PRESETS, QLIP
+from qlip.model.image import ImageProcessor
+from qlip.train.parallel import ComputeConfig
 from qlip.train.stage1 import Stage1, Stage1Config
 
 BATCH_SIZE = 128
@@ -50,18 +52,18 @@ def attention(dtype: torch.dtype) -> Callable[[], object]:
 def training_step(compiled: bool) -> Callable[[], object]:
     """A step of `tiny` on random pictures."""
     torch.manual_seed(0)
-    model = QLIP(PRESETS["tiny"])
-    if compiled:
-        model.compile()
-    task = Stage1(model, Stage1Config(), torch.ones(3))
+    model = QLIP(PRESETS["tiny"], image_processor=ImageProcessor(resize=64, crop=64))
+    compute = ComputeConfig(device="cpu", compile=compiled)
+    task = Stage1(model, Stage1Config(lr=1e-9), compute, BATCH_SIZE)
     input_ids = torch.randint(0, 4094, (BATCH_SIZE, 14))
     input_ids[:, -1] = model.config.text.eos_token_id
     batch = {
         "pixel_values": torch.randn(BATCH_SIZE, 3, 64, 64),
         "input_ids": input_ids,
         "group": torch.randint(0, 200, (BATCH_SIZE,)),
+        "keys": [""] * BATCH_SIZE,
     }
-    return lambda: task.step(batch)
+    return lambda: task.step(batch, 1)
 
 
 def main() -> None:

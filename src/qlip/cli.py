@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.progress import track as rich_track
 from rich.table import Table
 
-from qlip.errors import InputError
+from qlip.errors import InputError, SharedError
 
 if TYPE_CHECKING:
     from qlip.model import QLIP
@@ -267,6 +267,8 @@ def train(*arguments: str) -> int:
         return args
     if args.replay:
         _print_json(do_again(args.recipe, args.replay))
+    elif args.out is None:
+        raise InputError("--out is missing: name the folder of the run")
     elif run(args.recipe, args.out, args.resume):
         _say(f"the tokenizer is in {args.out / 'model'}; try: qlip verify {args.out / 'model'}")
     else:
@@ -281,6 +283,8 @@ def calibrate(*arguments: str) -> int:
     args = _parse_recipe("calibrate", arguments, {})
     if isinstance(args, int):
         return args
+    if args.out is None:
+        raise InputError("--out is missing: name the folder of the runs")
     ratio = run_calibrate(args.recipe, args.out, args.resume)
     if ratio is None:
         _say(f"stopped in {args.out}; the same command with --resume goes on")
@@ -301,8 +305,8 @@ def _parse_recipe(command: str, arguments: tuple[str, ...], more: dict[str, tupl
     name, *rest = arguments
     recipe = load_recipe(name)
     fields: list[Any] = [
-        ("out", Annotated[Path, tyro.conf.arg(help="Folder of the run.")]),
         ("recipe", Annotated[type(recipe), tyro.conf.arg(name="")]),
+        ("out", Annotated[Path | None, tyro.conf.arg(help="Folder of the run.")], None),
         ("resume", Annotated[bool, tyro.conf.arg(help="Go on from the run's latest checkpoint.")], False),
     ]
     fields += [
@@ -312,7 +316,7 @@ def _parse_recipe(command: str, arguments: tuple[str, ...], more: dict[str, tupl
     return tyro.cli(
         options,
         args=rest,
-        default=options(out=tyro.MISSING, recipe=recipe),
+        default=options(recipe),
         prog=f"qlip {command} {name}",
         description=COMMANDS[command].__doc__,
         config=CONFIG,
@@ -357,8 +361,7 @@ def main() -> None:
     logger.setLevel("INFO")
     logger.handlers = [RichHandler(console=err, show_path=False, show_time=False)]
     if os.environ.get("RANK", "0") != "0":  # of the processes that torchrun starts the first one speaks
-        logger.setLevel("WARNING")
-        err.quiet = True
+        logger.setLevel("ERROR")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or each of its retries says so; the last error suffices
     try:
         code = _dispatch(sys.argv[1:])
@@ -409,12 +412,17 @@ def _finish(num_done: int, failures: list[str], strict: bool) -> int:
 
 
 def _fail(error: Exception) -> int:
-    err.print(f"qlip: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+    rank = os.environ.get("RANK", "0")
+    if rank != "0" and isinstance(error, SharedError):  # the first process says it
+        return 1
+    who = "qlip" if rank == "0" else f"qlip, rank {rank}"
+    err.print(f"{who}: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
     return 1
 
 
 def _say(message: str) -> None:
-    err.print(message, highlight=False, markup=False, soft_wrap=True)
+    if os.environ.get("RANK", "0") == "0":
+        err.print(message, highlight=False, markup=False, soft_wrap=True)
 
 
 def _pictures(count: int) -> str:

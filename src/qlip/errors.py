@@ -9,6 +9,10 @@ class InputError(ValueError):
     """
 
 
+class SharedError(InputError):
+    """Raised on every process of a run, in the same words: one of them need say it."""
+
+
 def one_line(error: BaseException) -> str:
     """What went wrong, on one line, without the file's name."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

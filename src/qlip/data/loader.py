@@ -7,6 +7,7 @@ is dropped.
 """
 
 import hashlib
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,8 +83,11 @@ def batches(
     num_workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    num_parts: int = 1,
 ) -> Iterator[dict[str, Any]]:
     """Endless training batches, or this rank's share of them: equal parts, in the order of ranks.
+
+    A worker makes a share in `num_parts` pieces, so that those made ahead are small.
 
     Yields:
         pixel_values (B,3,H,W); keys, a list of B strings; with `tokenize` also input_ids and attention_mask (B,S),
@@ -93,17 +97,43 @@ def batches(
         InputError: a sample has no words, or its picture cannot be read; names the sample.
     """
     share = batch_size // world_size
-    whole = order(len(dataset.samples), batch_size, dataset.seed, start_step)
+    size = share // num_parts
+    first = rank * share
     loader: DataLoader = DataLoader(
         _Batches(dataset, tokenize),
-        sampler=(indices[rank * share : (rank + 1) * share] for indices in whole),
+        sampler=(
+            indices[start : start + size]
+            for indices in order(len(dataset.samples), batch_size, dataset.seed, start_step)
+            for start in range(first, first + share, size)
+        ),
         batch_size=None,
         num_workers=num_workers,
+        worker_init_fn=_outlive_sigterm,
     )
-    for batch in loader:
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch
+    parts = []
+    for part in loader:
+        if isinstance(part, InputError):
+            raise part
+        parts.append(part)
+        if len(parts) == num_parts:
+            yield _joined(parts)
+            parts = []
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """A signal to all processes of a group is for the training to answer, which needs its workers until then."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """One batch of its pieces, texts cut to the longest."""
+    batch: dict[str, Any] = {"keys": [key for part in parts for key in part["keys"]]}
+    for name in parts[0].keys() - batch.keys():
+        batch[name] = torch.cat([part[name] for part in parts]) if len(parts) > 1 else parts[0][name]
+    if "attention_mask" in batch:
+        longest = int(batch["attention_mask"].sum(1).max())
+        batch |= {name: batch[name][:, :longest] for name in ("input_ids", "attention_mask")}
+    return batch
 
 
 @dataclass(frozen=True)
@@ -125,10 +155,9 @@ class _Batches(Dataset):
         if self.tokenize is None:
             return batch
         input_ids, attention_mask = self.tokenize([s["caption"] for s in samples])
-        longest = int(attention_mask.sum(1).max())
         return batch | {
-            "input_ids": input_ids[:, :longest],
-            "attention_mask": attention_mask[:, :longest],
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
             "group": torch.tensor([s["group"] for s in samples]),
         }
 

@@ -11,7 +11,7 @@ from qlip.files import whole_file
 from qlip.recipes.run import run
 from qlip.recipes.stage1 import Recipe
 from qlip.train.balance import loss_limit
-from qlip.train.distributed import is_first
+from qlip.train.distributed import is_first, processes
 from qlip.train.log import read_log
 from qlip.train.plot import plot_calibration
 
@@ -38,10 +38,12 @@ def calibrate(recipe: Recipe, out: Path, resume: bool = False) -> float | None:
     if not isinstance(recipe, Recipe):
         raise InputError("only recipes of stage 1 have two losses to weigh: name one of those")
     points, limits = {}, {}
-    for loss, weights in ALONE.items():
-        task = replace(recipe.task, **weights, balance="fixed", calibration=None)
-        if not run(replace(recipe, task=task), out / loss, resume):
-            return None
+    with processes(recipe.device):
+        for loss, weights in ALONE.items():
+            task = replace(recipe.task, **weights, balance="fixed", calibration=None)
+            if not run(replace(recipe, task=task), out / loss, resume):
+                return None
+    for loss in ALONE:
         points[loss] = [(int(e["step"]), e[loss]) for e in read_log(out / loss / "log.jsonl") if loss in e]
         limits[loss] = loss_limit(points[loss])
     ratio = limits["alignment"] / limits["reconstruction"]

@@ -34,6 +34,8 @@ def from_plain(kind: Any, value: Any) -> Any:
         return kind(**{name: from_plain(hints[name], item) for name, item in value.items()})
     if typing.get_origin(kind) is tuple:
         item_kind = typing.get_args(kind)[0]
+        if not isinstance(value, list | tuple):
+            raise InputError(f"{value!r} is not a list")
         return tuple(from_plain(item_kind, item) for item in value)
     if typing.get_origin(kind) is typing.Literal:
         if value not in typing.get_args(kind):
@@ -41,4 +43,10 @@ def from_plain(kind: Any, value: Any) -> Any:
         return value
     if isinstance(kind, types.UnionType):
         return None if value is None else from_plain(typing.get_args(kind)[0], value)
-    return kind(value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise InputError(f"{value!r} is not {kind.__name__}")
+    return value

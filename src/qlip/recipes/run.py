@@ -27,8 +27,8 @@ from qlip.model.image import ImageProcessor, read_image
 from qlip.model.qlip import QLIP
 from qlip.recipes.plain import to_plain
 from qlip.train.checkpoint import checkpoint_step, latest_checkpoint
-from qlip.train.distributed import processes, rank, world_size
-from qlip.train.fit import Evaluator, FitConfig, fit, on_all_ranks, on_first_rank
+from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank, world_size
+from qlip.train.fit import Evaluator, FitConfig, fit, start_checkpoint
 from qlip.train.nonfinite import for_json, replay
 from qlip.train.parallel import ComputeConfig
 from qlip.train.plot import require_matplotlib
@@ -106,8 +106,8 @@ class TrainRecipe(ComputeConfig):
         """1 or 2."""
         raise NotImplementedError
 
-    def build_model(self, data: "Data", device: torch.device) -> QLIP:
-        """The tokenizer as training begins, the same on every process."""
+    def build_model(self, data: "Data", device: torch.device, description: Path | None) -> QLIP:
+        """The tokenizer as training begins, the same on every process; with the words of a run's description."""
         raise NotImplementedError
 
     def build_task(self, model: QLIP) -> Task:
@@ -158,21 +158,20 @@ def run(recipe: TrainRecipe, out: Path, resume: bool = False) -> bool:
             another run.
     """
     with processes(recipe.device) as device:
-        if latest_checkpoint(out) and not resume:
-            raise InputError(f"{out} already holds a run: go on with --resume, or choose another --out")
+        resumed = start_checkpoint(out, resume) is not None
         recipe = replace(recipe, device=device.type)
-        task, model, data = _prepare(recipe, device)
+        task, model, data = on_all_ranks(partial(_prepare, recipe, device, out if resumed else None))
         dataset = _training_set(recipe, model, data)
         tokenize = model.need_text_tokenizer() if recipe.stage == 1 else None
 
         def stream(start_step: int) -> Iterator[dict[str, Any]]:
-            workers = recipe.data.num_workers
-            return batches(dataset, tokenize, recipe.batch_size, start_step, workers, rank(), world_size())
+            place = {"rank": rank(), "world_size": world_size(), "num_parts": recipe.num_parts(recipe.batch_size)}
+            return batches(dataset, tokenize, recipe.batch_size, start_step, recipe.data.num_workers, **place)
 
         # data that cannot be used fails here, before anything is written
         first = on_all_ranks(lambda: next(stream(0)))
         flops = recipe.flops_per_image(model, first["input_ids"].shape[1] if tokenize else 0)
-        on_first_rank(partial(_record, recipe, model, out))
+        on_first_rank(partial(_record, recipe, model, len(data.train), out))
         evaluators = _evaluators(data, recipe.stage, getattr(task, "perceptual", None))
         outcome = fit(task, stream, recipe.fit, out, evaluators, resume, recipe.seed, device, flops)
         finished = outcome.step == recipe.fit.steps
@@ -190,12 +189,12 @@ def do_again(recipe: TrainRecipe, folder: Path) -> dict[str, float | str]:
         this process's values, for JSON.
     """
     with processes(recipe.device) as device:
-        task, *_ = _prepare(replace(recipe, device=device.type), device)
+        task, *_ = on_all_ranks(partial(_prepare, replace(recipe, device=device.type), device, folder.parents[1]))
         return for_json(replay(task, folder, recipe.seed))
 
 
-def _prepare(recipe: TrainRecipe, device: torch.device) -> tuple[Task, QLIP, Data]:
-    """Check what can be checked, then open the data and build the task."""
+def _prepare(recipe: TrainRecipe, device: torch.device, run: Path | None) -> tuple[Task, QLIP, Data]:
+    """Check what can be checked, open the data, build the task; `run` is the folder of one to go on with."""
     _check_compiler(recipe)
     require_matplotlib()
     require(recipe.fit.log_to)
@@ -203,8 +202,8 @@ def _prepare(recipe: TrainRecipe, device: torch.device) -> tuple[Task, QLIP, Dat
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     recipe.num_parts(recipe.batch_size)
-    data = on_all_ranks(lambda: Data.open(recipe.data))
-    model = on_all_ranks(lambda: recipe.build_model(data, device))
+    data = Data.open(recipe.data)
+    model = recipe.build_model(data, device, run / "description" if run else None)
     return recipe.build_task(model), model, data
 
 
@@ -250,25 +249,41 @@ def _check_compiler(recipe: TrainRecipe) -> None:
 _MAY_CHANGE = {"fit", "data.num_workers", *ComputeConfig.__dataclass_fields__}
 
 
-def _record(recipe: TrainRecipe, model: QLIP, out: Path) -> None:
+def _record(recipe: TrainRecipe, model: QLIP, num_samples: int, out: Path) -> None:
     """Write `recipe.json`: the recipe, and a segment for the start and for each time that the run was resumed.
 
     A resumed run must be of the same recipe, but for how long and how often, and how it is computed.
     """
     path, plain = out / "recipe.json", to_plain(recipe)
     checkpoint, segments = latest_checkpoint(out), []
-    if checkpoint and path.exists():
-        record = json.loads(path.read_text(encoding="utf-8"))
+    if checkpoint:
+        record = _read_record(path)
         segments = record["segments"]
         if name := _change(record["recipe"], plain):
             raise InputError(f"{out} holds a run with another {name!r}: resume with its recipe.json as RECIPE")
+        if record["num_samples"] != num_samples:
+            was = record["num_samples"]
+            raise InputError(
+                f"{out} holds a run on {was:,} samples, now there are {num_samples:,}: give it its data"
+            )
     first_step = checkpoint_step(checkpoint) + 1 if checkpoint else 1
     segment = {"first_step": first_step, "world_size": world_size(), "fit": plain["fit"]}
     segments.append(segment | {"environment": environment(recipe.device)})
     with whole_file(path) as unfinished:
-        text = json.dumps({"stage": recipe.stage, "recipe": plain, "segments": segments}, indent=2)
-        unfinished.write_text(text + "\n", encoding="utf-8")
-    save_description(model, out / "description")
+        record = {"stage": recipe.stage, "num_samples": num_samples, "recipe": plain, "segments": segments}
+        unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    if not checkpoint:
+        save_description(model, out / "description")
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {name: record[name] for name in ("recipe", "segments", "num_samples")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: not the record of a run ({error}): put it back, or choose another --out"
+        ) from error
 
 
 def _change(was: Any, now: Any, name: str = "") -> str | None:

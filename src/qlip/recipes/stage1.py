@@ -52,15 +52,21 @@ class Recipe(TrainRecipe):
     vocabulary: Path | None = None
     task: Annotated[Stage1Config, tyro.conf.arg(name="")] = field(default_factory=Stage1Config)
 
+    def __post_init__(self):
+        super().__post_init__()
+        with_words = self.init.text or (self.init.vision and self.init.vision_source == "eva-clip")
+        if with_words and self.vocabulary is None:
+            raise InputError("init brings CLIP's text tower: name the vocabulary that it reads with --vocabulary")
+
     @property
     def stage(self) -> int:
         """1."""
         return 1
 
-    def build_model(self, data: Data, device: torch.device) -> QLIP:
+    def build_model(self, data: Data, device: torch.device, description: Path | None) -> QLIP:
         """A model from random or given weights, with its image processor and vocabulary."""
         size = self.model.vision.image_size
-        vocabulary = self._vocabulary(data)
+        vocabulary = self._vocabulary(data, description)
         text = replace(
             self.model.text,
             vocab_size=vocabulary.vocab_size,
@@ -91,13 +97,14 @@ class Recipe(TrainRecipe):
         aligned, rebuilt = bool(self.task.alignment_weight), bool(self.task.reconstruction_weight)
         return flops_per_image(model.config, text_length * aligned, rebuilt / self.task.reconstruct_every)
 
-    def _vocabulary(self, data: Data) -> TextTokenizer:
-        context = self.model.text.max_position_embeddings
-        if self.vocabulary is None:
+    def _vocabulary(self, data: Data, description: Path | None) -> TextTokenizer:
+        """Given, else that of the run that goes on, else learnt."""
+        context, folder = self.model.text.max_position_embeddings, self.vocabulary or description
+        if folder is None:
             return TextTokenizer.train(_captions(data), self.model.text.vocab_size, context)
-        found = TextTokenizer.find(self.vocabulary, context)
+        found = TextTokenizer.find(folder, context)
         if found is None:
-            raise InputError(f"{self.vocabulary} has neither tokenizer.json nor vocab.json and merges.txt")
+            raise InputError(f"{folder} has neither tokenizer.json nor vocab.json and merges.txt")
         return found
 
 

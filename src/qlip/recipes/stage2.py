@@ -1,6 +1,7 @@
 """Recipes of stage 2: better pictures from the tokens of a tokenizer that stage 1 left."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -31,7 +32,7 @@ class Stage2Recipe(TrainRecipe):
         """2."""
         return 2
 
-    def build_model(self, data: Data, device: torch.device) -> QLIP:
+    def build_model(self, data: Data, device: torch.device, description: Path | None) -> QLIP:
         """The tokenizer of stage 1."""
         if not self.tokenizer:
             raise InputError(

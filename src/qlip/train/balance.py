@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from qlip.errors import InputError
+from qlip.train.caching import Terms
 
 LIMIT_SHARE = 0.1
 
@@ -33,17 +33,26 @@ class Balance:
         self.smoothing = smoothing
         self.state = {name: torch.zeros((), device=device) for name in ("alignment", "reconstruction")}
 
-    def update(self, norms: dict[str, Tensor]) -> None:
-        """Take in a measurement; one that is not finite is passed over."""
-        if not all(bool(norm.isfinite()) for norm in norms.values()):
-            return
-        for name, norm in norms.items():
-            mean = self.state[name]
-            mean.copy_(norm if mean == 0 else self.smoothing * mean + (1 - self.smoothing) * norm)
+    def measured(self) -> bool:
+        """Whether there is a ratio yet."""
+        return bool(self.state["reconstruction"] > 0)
 
-    def ratio(self) -> float:
-        """α_r/α_a that makes both losses' gradients equally long."""
-        return float(self.state["alignment"] / self.state["reconstruction"])
+    def after(self, norms: Terms) -> Terms:
+        """The means with one more measurement; one that is not finite, or is 0, is passed over."""
+        if not all(bool(norm.isfinite()) and bool(norm > 0) for norm in norms.values()):
+            return self.state
+        keep = self.smoothing if self.measured() else 0.0
+        return {name: keep * self.state[name] + (1 - keep) * norm for name, norm in norms.items()}
+
+    def update(self, means: Terms) -> None:
+        """Take over what `after` gave."""
+        for name, mean in means.items():
+            self.state[name].copy_(mean)
+
+
+def ratio(means: Terms) -> float:
+    """α_r/α_a that makes both losses' gradients equally long; 0 before the first measurement."""
+    return float(means["alignment"] / means["reconstruction"]) if means["reconstruction"] > 0 else 0.0
 
 
 def loss_limit(points: list[tuple[int, float]]) -> float:

@@ -9,7 +9,7 @@ over parts. But both depend on the batch only through small tensors (embeddings,
 3. every part goes forward again, with what was random restored, and backward from that gradient and from its own
    losses.
 
-Memory is that of one part; the price is the second forward pass. A batch in one part takes the plain way.
+On the device is one part at a time; the price is the second forward pass. A batch in one part takes the plain way.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +48,7 @@ def backward(
     """Add the gradient of Σ weight · loss to the parameters.
 
     Args:
-        forward: a part of the batch → `Part`; the flag is False where rows and means suffice.
+        forward: a part of the batch → `Part`; with the flag False rows and means suffice.
         batches: the parts, of equal size.
         combine: rows and means of the whole batch → the losses that look at it as a whole, each ().
         weights: of every loss; one without a weight is computed and left alone.
@@ -61,7 +61,7 @@ def backward(
         synchronize(True)
         part = forward(batches[0], True)
         terms = part.terms | combine(part.rows, part.means)
-        _weigh(terms, weights).backward()
+        weighted_sum(terms, weights).backward()
         return _detached(terms), part.metrics
 
     cached, states = [], []
@@ -73,14 +73,14 @@ def backward(
     means = {name: _mean(part.means[name] for part in cached).requires_grad_() for name in cached[0].means}
     shared = combine(rows, means)
     if any(name in weights for name in shared):
-        _weigh(shared, weights).backward()
+        weighted_sum(shared, weights).backward()
 
     results, share = [], 1 / len(batches)
     for i, (batch, state) in enumerate(zip(batches, states, strict=True)):
         synchronize(i == len(batches) - 1)
         with _restored(state):
             part = forward(batch, True)
-        loss = _weigh(part.terms, weights) * share
+        loss = weighted_sum(part.terms, weights) * share
         for name, value in part.rows.items():
             if (grad := rows[name].grad) is not None:
                 loss = loss + (value * grad.split(len(value))[i]).sum()
@@ -100,7 +100,8 @@ def split_batch(batch: dict[str, Any], num_parts: int) -> list[dict[str, Any]]:
     return [{name: value[i * size : (i + 1) * size] for name, value in batch.items()} for i in range(num_parts)]
 
 
-def _weigh(terms: Terms, weights: dict[str, float]) -> Tensor:
+def weighted_sum(terms: Terms, weights: dict[str, float]) -> Tensor:
+    """Σ weight · loss over the losses that have a weight."""
     weighed = [weights[name] * term for name, term in terms.items() if name in weights]
     return torch.stack(weighed).sum() if weighed else torch.zeros(())
 

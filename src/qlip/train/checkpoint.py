@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.tensor import DTensor
 
 from qlip.errors import InputError, one_line
-from qlip.train.distributed import any_rank, gather_rows, rank, world_size
+from qlip.train.distributed import any_rank, gather_rows, on_all_ranks, rank, world_size
 
 Shapes = dict[str, tuple[list[int], torch.dtype]]
 
@@ -56,8 +56,8 @@ class Checkpoints:
         # Its collectives run beside the training's: a group of its own keeps each in order.
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._pending: Future | None = None
-        _on_all_ranks(self._begin)
-        _on_all_ranks(self._look)
+        on_all_ranks(self._begin)
+        on_all_ranks(self._look)
         if rank() == 0:
             self._sweep()
         leader = best_checkpoint(out, best) if best else None
@@ -203,8 +203,8 @@ def load_checkpoint(path: Path, state: dict[str, Tensor]) -> int:
     steps = gather_rows(torch.tensor([checkpoint_step(path)]))
     if (steps != steps[0]).any():
         raise InputError(f"the ranks see checkpoints of steps {steps.tolist()}: --out must be one for all of them")
-    _on_all_ranks(partial(_compare, path, state))
-    _on_all_ranks(partial(_read, path, state))
+    on_all_ranks(partial(_compare, path, state))
+    on_all_ranks(partial(_read, path, state))
     return checkpoint_step(path)
 
 
@@ -334,17 +334,6 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _on_all_ranks(work: Callable[[], None]) -> None:
-    """What fails on one rank fails on all, so that none waits for another for ever."""
-    failure = None
-    try:
-        work()
-    except InputError as error:
-        failure = error
-    if any_rank(failure is not None):
-        raise failure or InputError("another process has failed: its message says why")
 
 
 def _silence() -> None:

@@ -6,15 +6,19 @@ which is a mean over samples needs nothing; what the batch decides as a whole go
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from qlip.environment import resolve_device
-from qlip.errors import InputError
+from qlip.errors import InputError, SharedError
+
+T = TypeVar("T")
+MAX_WORDS = 2000  # bytes of an error's message that travel
 
 
 @contextmanager
@@ -31,8 +35,11 @@ def processes(device: str) -> Iterator[torch.device]:
         InputError: there is no such device, or not one for each process.
     """
     place = resolve_device(device)
-    if "LOCAL_RANK" not in os.environ or dist.is_initialized():
+    if "LOCAL_RANK" not in os.environ:
         yield place
+        return
+    if dist.is_initialized():  # by an outer call
+        yield torch.device(place.type, torch.cuda.current_device()) if place.type == "cuda" else place
         return
     if place.type == "cuda":
         local_rank, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
@@ -41,10 +48,8 @@ def processes(device: str) -> Iterator[torch.device]:
         place = torch.device("cuda", local_rank)
         torch.cuda.set_device(place)
     dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
-    try:
-        yield place
-    finally:
-        dist.destroy_process_group()
+    yield place
+    dist.destroy_process_group()  # not after an error: it would wait for the others, who wait for this one
 
 
 def rank() -> int:
@@ -88,6 +93,34 @@ def any_rank(flag: bool) -> bool:
     number = torch.tensor(int(flag))
     dist.all_reduce(number, dist.ReduceOp.MAX)
     return bool(number)
+
+
+def on_all_ranks(work: Callable[[], T]) -> T:
+    """Do it on this rank, as the others do on theirs: what fails on one fails on all, so that none waits for it.
+
+    Raises:
+        SharedError: on every rank, in the words of the first that failed.
+    """
+    result, failure = None, ""
+    try:
+        result = work()
+    except InputError as error:
+        failure = str(error)
+    except OSError as error:
+        if error.errno is None:  # no error of the system's
+            raise
+        failure = str(error)
+    if any_rank(bool(failure)):
+        words = failure.encode()[:MAX_WORDS].ljust(MAX_WORDS)
+        rows = gather_rows(torch.frombuffer(bytearray(words), dtype=torch.uint8)[None])
+        said = [bytes(row.tolist()).decode(errors="ignore").strip() for row in rows]
+        raise SharedError(next(filter(None, said)))
+    return cast(T, result)
+
+
+def on_first_rank(work: Callable[[], object]) -> None:
+    """As `on_all_ranks`, for what the first one does alone."""
+    on_all_ranks(work if rank() == 0 else lambda: None)
 
 
 def mean_over_ranks(values: dict[str, Tensor]) -> dict[str, float]:

@@ -9,24 +9,30 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from PIL import Image
 
-from qlip.errors import InputError
-from qlip.train.checkpoint import Checkpoints, latest_checkpoint, load_checkpoint
-from qlip.train.distributed import any_rank, gather_rows, mean_over_ranks, rank, world_size
-from qlip.train.log import Log, open_log
+from qlip.errors import InputError, SharedError
+from qlip.train.checkpoint import Checkpoints, checkpoint_step, latest_checkpoint, load_checkpoint
+from qlip.train.distributed import (
+    any_rank,
+    gather_rows,
+    mean_over_ranks,
+    on_all_ranks,
+    on_first_rank,
+    rank,
+    world_size,
+)
+from qlip.train.log import Log, open_log, read_log
 from qlip.train.nonfinite import dump, seed_step
 from qlip.train.plot import plot_log
 from qlip.train.task import Batch, NonFinite, Task
 from qlip.train.trackers import Tracker
 
-T = TypeVar("T")
 Evaluator = Callable[[Any], Mapping[str, float | Image.Image]]  # of the task's snapshot
-
-MAX_WORDS = 2000  # bytes of an error that one rank tells the others
+logger = logging.getLogger("qlip")
 
 
 @dataclass(frozen=True)
@@ -110,12 +116,13 @@ def fit(
         InputError: `out` holds a run and `resume` is False, its checkpoint does not fit the task, a checkpoint
             cannot be written, or a loss is not finite.
     """
-    checkpoint = latest_checkpoint(out)
-    if checkpoint and not resume:
-        raise InputError(f"{out} already holds a run: go on with --resume, or choose another --out")
+    checkpoint = start_checkpoint(out, resume)
     checkpoints = Checkpoints(out, config.keep, config.best)
     start = load_checkpoint(checkpoint, task.state_dict()) if checkpoint else 0
-    outcome, skipped, stream = Outcome(start, {}), 0, batches(start)
+    if start > config.steps:
+        raise SharedError(f"{out} has done {start} steps, more than steps {config.steps}: raise --steps")
+    skipped = sum("skipped" in entry and entry["step"] <= start for entry in read_log(out / "log.jsonl"))
+    outcome, stream = Outcome(start, {}), batches(start)
     opened = open_log(
         out, start, config.steps, device=device, flops_per_image=flops_per_image, log_to=config.log_to
     )
@@ -135,7 +142,7 @@ def fit(
                     raise dump(out, task, batch, step, error) from None
                 skipped, values = skipped + 1, {"skipped": torch.ones(())}
                 if rank() == 0:
-                    logging.getLogger("qlip").warning("step %d is not finite and was passed over", step)
+                    logger.warning("step %d is not finite and was passed over", step)
             log.count(len(batch["keys"]) * world_size())
             if last or step % config.log_every == 0 or "skipped" in values:
                 line = mean_over_ranks(values) | learning_rates(task.optimizers)
@@ -143,6 +150,8 @@ def fit(
             if last or step % config.eval_every == 0:
                 with log.paused():
                     results = outcome.results = evaluate(task, evaluators, log, step)
+                    if results and config.best not in {None, *results}:
+                        logger.warning("no evaluation gives %r: no checkpoint is kept as the best", config.best)
                     on_first_rank(partial(plot_log, out / "log.jsonl", out / "curves.png"))
             stopped = any_rank(stop.is_set())
             if last or stopped or step % config.save_every == 0 or any_rank(checkpoints.is_best(results)):
@@ -153,6 +162,25 @@ def fit(
             if stopped:
                 break
     return outcome
+
+
+def start_checkpoint(out: Path, resume: bool) -> Path | None:
+    """The checkpoint that a run begins with, on which all ranks agree.
+
+    Raises:
+        SharedError: there is one and `resume` is False, or the ranks do not see the same.
+    """
+    checkpoint = latest_checkpoint(out)
+    steps = gather_rows(torch.tensor([checkpoint_step(checkpoint) if checkpoint else -1])).tolist()
+    if len(set(steps)) > 1:
+        raise SharedError(
+            f"the ranks see checkpoints of steps {steps} in {out}: --out must be one for all of them"
+        )
+    if checkpoint and not resume:
+        raise SharedError(f"{out} already holds a run: go on with --resume, or choose another --out")
+    if resume and not checkpoint and rank() == 0:
+        logger.info("no checkpoint in %s: starting anew", out)
+    return checkpoint
 
 
 def evaluate(task: Task, evaluators: Sequence[Evaluator], log: Log, step: int) -> dict[str, float]:
@@ -176,34 +204,6 @@ def evaluate(task: Task, evaluators: Sequence[Evaluator], log: Log, step: int) -
         return results
 
     return on_all_ranks(look)
-
-
-def on_all_ranks(work: Callable[[], T]) -> T:
-    """Do it on this rank, as the others do on theirs: what fails on one fails on all, so that none waits for it.
-
-    Raises:
-        InputError: on every rank, in the words of the first that failed.
-    """
-    result, failure = None, ""
-    try:
-        result = work()
-    except InputError as error:
-        failure = str(error)
-    except OSError as error:
-        if error.errno is None:  # no error of the system's
-            raise
-        failure = str(error)
-    if any_rank(bool(failure)):
-        words = failure.encode()[:MAX_WORDS].ljust(MAX_WORDS)
-        rows = gather_rows(torch.frombuffer(bytearray(words), dtype=torch.uint8)[None])
-        said = [bytes(row.tolist()).decode(errors="ignore").strip() for row in rows]
-        raise InputError(next(filter(None, said)))
-    return cast(T, result)
-
-
-def on_first_rank(work: Callable[[], object]) -> None:
-    """As `on_all_ranks`, for what the first one does alone."""
-    on_all_ranks(work if rank() == 0 else lambda: None)
 
 
 def learning_rates(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, float]:

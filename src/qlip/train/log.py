@@ -5,12 +5,13 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from PIL import Image
 
+from qlip.errors import InputError, one_line
 from qlip.files import whole_file
 from qlip.train.distributed import rank, world_size
 from qlip.train.flops import peak_flops
@@ -168,12 +169,18 @@ class _Folder(Sink):
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, entry: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step} | entry) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step} | entry) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise InputError(
+                f"{self.path} cannot be written ({one_line(error)}): make room, then go on with --resume"
+            ) from error
 
     def image(self, step: int, name: str, image: Image.Image) -> None:
         with whole_file(self.path.parent / "images" / f"{name}-{step:07d}.png") as unfinished:
             image.save(unfinished, "PNG")
 
     def close(self, failed: bool) -> None:
-        self._file.close()
+        with suppress(*(OSError,) if failed else ()):  # the first error is the one to see
+            self._file.close()

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qlip.errors import InputError, one_line
+from qlip.errors import InputError, SharedError, one_line
 from qlip.train.checkpoint import Checkpoints, latest_checkpoint, load_checkpoint
 from qlip.train.distributed import barrier, rank, world_size
 from qlip.train.task import Batch, NonFinite, Task
@@ -28,6 +29,7 @@ def dump(out: Path, task: Task, batch: Batch, step: int, error: NonFinite) -> In
     if rank() == 0:
         shutil.rmtree(folder, ignore_errors=True)  # of the run before it was resumed, perhaps of other processes
     barrier()
+    keys = batch["keys"]
     found = f"{folder} holds the step; do it again with --replay {folder}, as many processes"
     try:
         with Checkpoints(folder, keep=1) as checkpoints:
@@ -43,11 +45,14 @@ def dump(out: Path, task: Task, batch: Batch, step: int, error: NonFinite) -> In
         (folder / f"report-{rank()}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     except (InputError, OSError, SafetensorError) as failure:
         found = f"The step could not be kept ({one_line(failure)})"
-    bad = [name for name, value in error.values.items() if not math.isfinite(value)]
-    keys = ", ".join(batch["keys"][:3]) + (f" and {len(batch['keys']) - 3} more" if len(batch["keys"]) > 3 else "")
-    return InputError(
-        f"step {step}: {', '.join(bad) or 'a value of another rank'} not finite, with the samples {keys}. "
-        f"{found}. Lower the learning rate, or let --skip-nonfinite N pass over N such steps"
+    barrier()
+    with suppress(OSError, ValueError):  # where nothing could be written, one's own will do
+        keys = json.loads((folder / f"report-{error.culprit}.json").read_text(encoding="utf-8"))["keys"]
+    named = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+    where = f" of rank {error.culprit}" if world_size() > 1 else ""
+    return SharedError(
+        f"step {step}: {', '.join(error.names)} not finite, with the samples {named}{where}. {found}. "
+        "Lower the learning rate, or let --skip-nonfinite N pass over N such steps"
     )
 
 

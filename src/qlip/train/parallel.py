@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -49,7 +50,7 @@ class ComputeConfig:
         share, rest = divmod(batch_size, world_size())
         if rest:
             raise InputError(f"batch_size {batch_size} is not divisible by the {world_size()} processes")
-        size = self.micro_batch_size or share
+        size = share if self.micro_batch_size is None else self.micro_batch_size
         if size < 1 or share % size:
             raise InputError(f"micro_batch_size {size} does not divide the {share} samples of a process")
         return share // size
@@ -82,9 +83,10 @@ class Parallel:
         if config.sharding == "fsdp":
             if not dist.is_initialized():
                 raise InputError("sharding is 'fsdp', but there is one process: start several with torchrun")
+            mesh = init_device_mesh(model.device.type, (world_size(),))
             for block in [part for part in module.modules() if isinstance(part, Block)]:
-                fully_shard(block)
-            fully_shard(module, ignored_params={model.logit_scale})  # FSDP2 cannot share out a scalar
+                fully_shard(block, mesh=mesh)
+            fully_shard(module, mesh=mesh, ignored_params={model.logit_scale})  # FSDP2 cannot share out a scalar
         elif world_size() > 1:
             module = DistributedDataParallel(module, broadcast_buffers=False)  # no buffer changes
         self.module: nn.Module = module

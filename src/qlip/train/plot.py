@@ -26,7 +26,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "commitment": ("commitment",),
     "perceptual": ("perceptual",),
     "adversarial": ("adversarial", "discriminator", "r1"),
-    "code use (bits)": ("bit_entropy", "token_entropy"),
+    "code use (bits)": ("bit_entropy",),
     "different tokens (share)": ("distinct_tokens",),
     "gradient norm": ("grad_norm", "grad_norm/*"),
     "learning rate": ("lr", "lr/*"),

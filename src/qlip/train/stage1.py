@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qlip.errors import InputError
 from qlip.model.qlip import QLIP
 from qlip.model.quantizer import codebook_term, token_terms
-from qlip.train.balance import Balance, read_calibration
+from qlip.train.balance import Balance, ratio, read_calibration
 from qlip.train.caching import Part, Terms, backward, split_batch
 from qlip.train.distributed import average, world_size
 from qlip.train.losses import commitment_loss, contrastive_loss, pixel_mse
@@ -82,8 +82,8 @@ class Stage1Config(OptimizerConfig):
             raise InputError(f"balance_smoothing is {self.balance_smoothing}: it must be in [0, 1)")
         if (self.balance == "calibrated") != (self.calibration is not None):
             raise InputError("balance 'calibrated' and calibration go together: write it with `qlip calibrate`")
-        if self.balance == "gradient" and not (self.reconstruction_weight and self.alignment_weight):
-            raise InputError("balance 'gradient' weighs two losses: neither weight may be 0")
+        if self.balance != "fixed" and not (self.reconstruction_weight and self.alignment_weight):
+            raise InputError(f"balance {self.balance!r} weighs two losses: neither weight may be 0")
 
 
 class Stage1:
@@ -134,26 +134,28 @@ class Stage1:
         Raises:
             NonFinite: a loss or gradient is not finite; nothing has moved.
         """
-        batch = {k: v.to(self.model.device, non_blocking=True) for k, v in batch.items() if k != "keys"}
-        parts = split_batch(batch, self.num_parts)
+        parts = split_batch({name: batch[name] for name in ("pixel_values", "input_ids")}, self.num_parts)
+        group = batch["group"].to(self.model.device)
+        means = self.balance.state
         if self.config.balance == "gradient":
-            if (step - 1) % self.config.balance_every == 0:
-                self._measure_balance(parts, batch["group"])
-            self.weights["reconstruction"] = self.config.alignment_weight * self.balance.ratio()
-        terms, metrics = self._backward(parts, batch["group"], self.weights)
+            if (step - 1) % self.config.balance_every == 0 or not self.balance.measured():
+                means = self._measure_balance(parts, group)
+            self.weights["reconstruction"] = self.config.alignment_weight * ratio(means)
+        terms, metrics = self._backward(parts, group, self.weights)
         norms = clip_gradients(self.optimizer.param_groups, self.config.grad_clip)
         loss = torch.stack(
             [self.weights[name] * term for name, term in terms.items() if name in self.weights]
         ).sum()
         check_finite(terms | norms)
         self.optimizer.step()
+        self.balance.update(means)
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
         values = {"loss": loss, **terms, **norms, **code_use(metrics)}
         if self.config.alignment_weight:
             values["logit_scale"] = self.model.logit_scale.detach().clone()
         if self.config.balance == "gradient":
-            values["reconstruction_weight"] = torch.tensor(self.weights["reconstruction"])
+            values["reconstruction_weight"] = loss.new_tensor(self.weights["reconstruction"])
         return values
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -173,8 +175,9 @@ class Stage1:
         self.parallel.finish_backward()
         return result
 
-    def _forward(self, part: dict[str, Any], whole: bool) -> Part:
-        return self.parallel(part["pixel_values"], part["input_ids"], whole)
+    def _forward(self, batch: dict[str, Any], with_terms: bool) -> Part:
+        device = self.model.device
+        return self.parallel(batch["pixel_values"].to(device), batch["input_ids"].to(device), with_terms)
 
     def _combine(self, group: Tensor, rows: Terms, means: Terms) -> Terms:
         """The losses that look at the batch as a whole."""
@@ -187,7 +190,7 @@ class Stage1:
             terms["quantizer/codebook"] = codebook_term(probabilities, self.model.config.quantizer)
         return terms
 
-    def _measure_balance(self, parts: list, group: Tensor) -> None:
+    def _measure_balance(self, parts: list, group: Tensor) -> Terms:
         """Gradient norms of both losses alone, over the whole batch: the ordinary backward pass, twice more."""
         vision = self.model.config.vision
         name = f"layers.{vision.num_hidden_layers - 1}.mlp.{'w3' if vision.swiglu else 'fc2'}.weight"
@@ -196,7 +199,7 @@ class Stage1:
         for name in ("alignment", "reconstruction"):
             self._backward(parts, group, {other: float(other == name) for other in self.weights})
             norms[name] = whole(cast(Tensor, weight.grad)).norm()
-        self.balance.update(norms)
+        return self.balance.after(norms)
 
 
 class _Forward(nn.Module):
@@ -210,8 +213,8 @@ class _Forward(nn.Module):
         scale = model.need_image_processor().std if config.pixel_scale == "unit" else (1.0, 1.0, 1.0)
         self.register_buffer("pixel_scale", torch.tensor(scale, device=model.device), persistent=False)
 
-    def forward(self, pixel_values: Tensor, input_ids: Tensor, whole: bool) -> Part:
-        """(B, 3, H, W) and (B, S) → `Part`; without `whole` only what the batch's losses need."""
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, with_terms: bool) -> Part:
+        """(B, 3, H, W) and (B, S) → `Part`; without its terms only what the batch's losses need."""
         model, config = self.model, self.config
         part = Part({}, {}, {}, {})
         hidden = model.hidden_states(pixel_values)
@@ -226,13 +229,13 @@ class _Forward(nn.Module):
                 latents, model.config.quantizer
             )
             codes = model.quantize(latents)
-            if whole:
+            if with_terms:
                 part.metrics.update(code_metrics(codes))
-            if whole and config.reconstruction_weight:
+            if with_terms and config.reconstruction_weight:
                 quantized = model.expand(codes)
-            if whole and config.commitment_weight:
+            if with_terms and config.commitment_weight:
                 part.terms["commitment"] = commitment_loss(features, quantized)
-        if whole and config.reconstruction_weight:
+        if with_terms and config.reconstruction_weight:
             rebuilt = slice(None, None, config.reconstruct_every)
             pixels = model.vision_decoder(quantized[rebuilt])
             part.terms["reconstruction"] = pixel_mse(pixels, pixel_values[rebuilt], self.pixel_scale)

@@ -14,7 +14,7 @@ from qlip.model.qlip import QLIP
 from qlip.model.quantizer import codebook_term, token_terms
 from qlip.train.caching import Part, Terms, backward, split_batch
 from qlip.train.discriminators import PatchDiscriminator, StyleDiscriminator, build_discriminator, r1_penalty
-from qlip.train.distributed import average, average_gradients
+from qlip.train.distributed import average, average_gradients, world_size
 from qlip.train.losses import pixel_mse
 from qlip.train.metrics import code_metrics, code_use
 from qlip.train.optim import OptimizerConfig, adamw, build_optimizer, clip_gradients, make_groups, optimizer_state
@@ -27,7 +27,7 @@ Discriminator = StyleDiscriminator | PatchDiscriminator
 
 @dataclass(frozen=True)
 class Stage2Config(OptimizerConfig):
-    """Weights and optimizers of stage 2. `vision_lr`, `text_lr` and `layer_decay` have nothing to act on.
+    """Weights and optimizers of stage 2. `vision_lr`, `text_lr` and `layer_decay` have nothing to act on here.
 
     Attributes:
         reconstruction_weight: of the MSE.
@@ -72,6 +72,8 @@ class Stage2Config(OptimizerConfig):
             raise InputError(
                 "reconstruction_weight and perceptual_weight are both 0: nothing tells what to rebuild"
             )
+        if self.vision_lr is not None or self.text_lr is not None or self.layer_decay != 1:
+            raise InputError("stage 2 trains no encoder: leave out vision_lr, text_lr and layer_decay")
         if self.r1_every < 1:
             raise InputError(f"r1_every is {self.r1_every}: it must be at least 1")
         if not 0 <= self.ema < 1:
@@ -94,6 +96,17 @@ class Stage2:
             InputError: no weights for the perceptual loss, or a combination that cannot be.
         """
         self.num_parts = compute.num_parts(batch_size)
+        part_size = batch_size // world_size() // self.num_parts
+        if (
+            config.adversarial_weight
+            and config.adversary == "stylegan2"
+            and part_size % StyleDiscriminator.group_size
+        ):
+            raise InputError(
+                f"the {part_size} samples that a process takes at once are no multiple of the "
+                f"{StyleDiscriminator.group_size} that the adversary 'stylegan2' compares: change batch_size or "
+                "micro_batch_size, or take 'patchgan'"
+            )
         self.model, self.config = model, config
         self.weights = {
             "reconstruction": config.reconstruction_weight,
@@ -141,8 +154,7 @@ class Stage2:
         Raises:
             NonFinite: a loss or gradient is not finite; nothing has moved.
         """
-        pixel_values = batch["pixel_values"].to(self.model.device, non_blocking=True)
-        parts = split_batch({"pixel_values": pixel_values}, self.num_parts)
+        parts = split_batch({"pixel_values": batch["pixel_values"]}, self.num_parts)
         self.rebuilt: list[Tensor] = []
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -178,11 +190,11 @@ class Stage2:
         """A whole copy of the model, with the averaged weights if there are any; all ranks must call it."""
         return whole_copy(self.model, self.averages)
 
-    def _forward(self, part: dict[str, Tensor], whole: bool) -> Part:
-        out, normalized = self.parallel(part["pixel_values"], whole)
-        if not whole:
+    def _forward(self, batch: dict[str, Tensor], with_terms: bool) -> Part:
+        pixels = batch["pixel_values"].to(self.model.device)
+        out, normalized = self.parallel(pixels, with_terms)
+        if not with_terms:
             return out
-        pixels = part["pixel_values"]
         out.terms["reconstruction"] = pixel_mse(normalized, pixels, self.pixel_scale)
         rebuilt = self._unit(normalized)
         if self.perceptual is not None:
@@ -206,7 +218,7 @@ class Stage2:
         penalized = config.adversary == "stylegan2" and config.r1_weight and step % config.r1_every == 0
         values: dict[str, list[Tensor]] = {}
         for part, rebuilt in zip(parts, self.rebuilt, strict=True):
-            real = 2 * self._unit(part["pixel_values"]) - 1
+            real = 2 * self._unit(part["pixel_values"].to(self.model.device)) - 1
             with self.parallel.autocast():
                 logits = discriminator(real), discriminator(2 * rebuilt - 1)
             terms = {"discriminator": discriminator.discriminator_loss(*logits)}
@@ -236,13 +248,14 @@ class _Forward(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, pixel_values: Tensor, whole: bool) -> tuple[Part, Tensor | None]:
-        """(B, 3, H, W) → `Part`, and with `whole` the reconstructions in normalised pixels."""
+    def forward(self, pixel_values: Tensor, with_terms: bool) -> tuple[Part, Tensor | None]:
+        """(B, 3, H, W) → `Part`; with its terms also metrics, and the reconstructions in normalised pixels."""
         model = self.model
         with torch.no_grad():
             features = model.hidden_states(pixel_values)[:, 1:]
         latents = model.compress(features)
         codes = model.quantize(latents)
         tokens, probabilities = token_terms(latents, model.config.quantizer)
-        part = Part({"quantizer/tokens": tokens}, {}, {"mean_probabilities": probabilities}, code_metrics(codes))
-        return part, model.decode(codes) if whole else None
+        metrics = code_metrics(codes) if with_terms else {}
+        part = Part({"quantizer/tokens": tokens}, {}, {"mean_probabilities": probabilities}, metrics)
+        return part, model.decode(codes) if with_terms else None

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from qlip.train.distributed import any_rank
+from qlip.train.distributed import any_rank, gather_rows
 
 Batch = dict[str, Any]
 
@@ -40,11 +40,17 @@ class Task(Protocol):
 
 
 class NonFinite(Exception):
-    """A step's values are not all finite. `values`: this rank's, by name."""
+    """A step's values are not all finite.
 
-    def __init__(self, values: dict[str, float]):
-        super().__init__(values)
-        self.values = values
+    Attributes:
+        values: this rank's, by name.
+        names: those that are not finite on any rank.
+        culprit: the rank where most of them are not.
+    """
+
+    def __init__(self, values: dict[str, float], names: list[str], culprit: int):
+        super().__init__(names)
+        self.values, self.names, self.culprit = values, names, culprit
 
 
 def check_finite(values: dict[str, Tensor]) -> None:
@@ -54,8 +60,11 @@ def check_finite(values: dict[str, Tensor]) -> None:
         NonFinite: on every rank, if a value of any is not finite.
     """
     numbers = torch.stack([value.detach().float() for value in values.values()])
-    if any_rank(not bool(numbers.isfinite().all())):
-        raise NonFinite(dict(zip(values, numbers.tolist(), strict=True)))
+    bad = ~numbers.isfinite()
+    if any_rank(bool(bad.any())):
+        each = gather_rows(bad.int()[None])
+        names = [name for name, anywhere in zip(values, each.any(0).tolist(), strict=True) if anywhere]
+        raise NonFinite(dict(zip(values, numbers.tolist(), strict=True)), names, int(each.sum(1).argmax()))
 
 
 def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

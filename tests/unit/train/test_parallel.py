@@ -26,6 +26,7 @@ from qlip.train.losses import contrastive_loss
 from qlip.train.parallel import ComputeConfig
 from qlip.train.stage1 import Stage1, Stage1Config
 from qlip.train.stage2 import Stage2, Stage2Config
+from qlip.train.task import NonFinite
 
 BATCH_SIZE, STEPS = 16, 3
 FP32 = {"precision": "fp32", "device": "cpu"}
@@ -106,12 +107,28 @@ def losses_with_gather() -> dict[str, torch.Tensor]:
     }
 
 
+def a_bad_sample_of_rank_1() -> list:
+    """What rank 0 hears of it."""
+    model = build_model()
+    task = Stage1(model, Stage1Config(), ComputeConfig(**FP32), BATCH_SIZE)
+    share = BATCH_SIZE // world_size()
+    own = {k: v[rank() * share : (rank() + 1) * share] for k, v in global_batch(model, 1).items()}
+    if rank() == 1:
+        own["pixel_values"][2] = float("nan")
+    try:
+        task.step(own, 1)
+    except NonFinite as error:
+        return ["reconstruction" in error.names, error.culprit]
+    return []
+
+
 def worker(index: int, port: int, folder: str) -> None:
     os.environ |= {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     with processes("cpu"):
         results = {"gather": losses_with_gather()}
+        results["bad"] = {"term and rank": torch.tensor(a_bad_sample_of_rank_1())}
         for sharding in ("ddp", "fsdp"):
             results |= {f"{name} {sharding}": train(name, sharding) for name in TASKS}
     if index == 0:
@@ -151,6 +168,10 @@ def test_gather_and_average_have_the_gradient_of_the_whole_batch(two_processes):
         torch.testing.assert_close(both[key], alone[key], rtol=1e-5, atol=1e-6)
     assert both["any"].tolist() == [True, False]
     assert both["averaged"].item() == 1.0  # twice the mean of ranks 0 and 1
+
+
+def test_a_loss_that_is_not_finite_is_told_by_term_and_rank(two_processes):
+    assert two_processes["bad"]["term and rank"].tolist() == [True, 1]
 
 
 def test_what_cannot_be_shared_out_is_named():

@@ -6,7 +6,7 @@ import torch
 
 from qlip.errors import InputError
 from qlip.model.quantizer import quantizer_loss
-from qlip.train.balance import Balance, loss_limit
+from qlip.train.balance import Balance, loss_limit, ratio
 from qlip.train.losses import contrastive_loss
 from qlip.train.parallel import ComputeConfig
 from qlip.train.stage1 import Stage1, Stage1Config
@@ -158,13 +158,18 @@ def test_gradient_balance_makes_the_gradients_equally_long(small_model):
 
 
 def test_balance_smooths_and_passes_over_what_is_not_finite():
+    def norms(alignment, reconstruction):
+        return {"alignment": torch.tensor(alignment), "reconstruction": torch.tensor(reconstruction)}
+
     balance = Balance(0.9, torch.device("cpu"))
-    balance.update({"alignment": torch.tensor(2.0), "reconstruction": torch.tensor(0.5)})
-    assert balance.ratio() == 4
-    balance.update({"alignment": torch.tensor(12.0), "reconstruction": torch.tensor(0.5)})
-    assert balance.ratio() == pytest.approx(6)
-    balance.update({"alignment": torch.tensor(float("nan")), "reconstruction": torch.tensor(0.5)})
-    assert balance.ratio() == pytest.approx(6)
+    balance.update(balance.after(norms(0.0, 0.0)))
+    assert not balance.measured()
+    balance.update(balance.after(norms(2.0, 0.5)))
+    assert ratio(balance.state) == 4
+    assert ratio(balance.after(norms(12.0, 0.5))) == pytest.approx(6)
+    assert ratio(balance.state) == 4  # a step that fails takes nothing over
+    balance.update(balance.after(norms(12.0, 0.5)))
+    assert ratio(balance.after(norms(float("nan"), 0.5))) == pytest.approx(6)
 
 
 def test_calibrated_weights_come_from_the_file(small_model, tmp_path):

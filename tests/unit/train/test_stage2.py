@@ -143,12 +143,19 @@ def test_a_loss_that_is_not_finite_moves_nothing_of_either_side(small_model):
         assert torch.equal(value, before[name]), name
 
 
+def test_parts_that_the_adversary_would_compare_otherwise_are_refused(small_model):
+    with pytest.raises(InputError, match="2 samples that a process takes at once are no multiple of the 4"):
+        Stage2(small_model, Stage2Config(**LIGHT), ComputeConfig(device="cpu", micro_batch_size=2), 8)
+    Stage2(small_model, Stage2Config(adversary="patchgan", **LIGHT), ComputeConfig(micro_batch_size=2), 8)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     (
         ({"perceptual_weight": -0.1}, "perceptual_weight is -0.1"),
         ({"reconstruction_weight": 0.0, "perceptual_weight": 0.0}, "nothing tells what to rebuild"),
         ({"ema": 1.0}, "ema is 1.0"),
+        ({"vision_lr": 1e-4}, "leave out vision_lr"),
         ({"r1_every": 0}, "r1_every is 0"),
     ),
 )
