@@ -1,8 +1,9 @@
-"""What tokenizers rebuild of the same held-out pictures, side by side.
+r"""What tokenizers rebuild of the same held-out pictures, side by side.
 
-    python benchmarks/reconstruction.py qlip-tiny runs/tiny-stage2/model --val val.parquet --out docs/results/tiny-stage2.json
+    python benchmarks/reconstruction.py qlip-tiny runs/tiny-stage2/model --val val.parquet \
+        --out docs/results/tiny-stage2.json
 
-PSNR, SSIM and a perceptual distance (LPIPS where its weights are, else ST-LPIPS), the name of the ids, and code use.
+PSNR, SSIM, a perceptual distance (LPIPS where its weights are, else ST-LPIPS), the name of the ids, code use.
 """
 
 import json
