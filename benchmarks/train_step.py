@@ -79,7 +79,7 @@ class Bench:
         self.recipe = load_recipe(name)
         batch_size = self.recipe.batch_size
         self.share = options.share or max(batch_size // NUM_DEVICES, min(batch_size, 128))
-        self.config = load_recipe(name.removesuffix("-stage2")).model  # type: ignore[attr-defined]
+        self.config = load_recipe(name.removesuffix("-stage2")).model
         self.text_length = self.config.text.max_position_embeddings if self.recipe.stage == 1 else 0
         self.plain = replace(self.recipe, micro_batch_size=None, recompute=False, compile=False)
 
@@ -92,7 +92,8 @@ class Bench:
                 torch.cuda.reset_peak_memory_stats()
             first = step()
             seconds = statistics.median(self.repeat(step))
-            step(getattr(recipe.task, "r1_every", 1))  # for its memory: stage 2 must have room for R1
+            if recipe.stage == 2:
+                step(recipe.task.r1_every)  # it must have room for R1, too
             rate = flops * images / seconds
             found = {"first_step_s": first, "step_s": seconds, "images_per_s": images / seconds}
             found |= {"tflops_per_s": rate / 1e12}
@@ -169,7 +170,8 @@ class Bench:
 
     def repeat(self, run: Callable[[], Any]) -> list[Any]:
         """Some calls, fewer if they are long."""
-        results, start, limit = [], time.monotonic(), 5 if self.device.type == "cuda" else 60
+        results: list[Any] = []
+        start, limit = time.monotonic(), 5 if self.device.type == "cuda" else 60
         while len(results) < self.runs and (len(results) < 3 or time.monotonic() - start < limit):
             results.append(run())
         return results
@@ -182,7 +184,7 @@ class Bench:
 
 def variants(plain: TrainRecipe, images: int) -> dict[str, tuple[TrainRecipe, int]]:
     """What is compared with the plain step: recipe, and number of the step."""
-    task: Any = plain.task  # type: ignore[attr-defined]
+    task: Any = plain.task
     found = {f"{n} parts": replace(plain, micro_batch_size=images // n) for n in (2, 4)}
     found["recompute"] = replace(plain, recompute=True)
     numbers = {}

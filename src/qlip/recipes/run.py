@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -164,9 +164,9 @@ def run(recipe: TrainRecipe, out: Path, resume: bool = False) -> bool:
         dataset = _training_set(recipe, model, data)
         tokenize = model.need_text_tokenizer() if recipe.stage == 1 else None
 
-        def stream(start_step: int) -> Iterator[dict[str, Any]]:
+        def stream(start_step: int) -> Generator[dict[str, Any], None, None]:
             place = {"rank": rank(), "world_size": world_size(), "num_parts": recipe.num_parts(recipe.batch_size)}
-            return batches(dataset, tokenize, recipe.batch_size, start_step, recipe.data.num_workers, **place)
+            yield from batches(dataset, tokenize, recipe.batch_size, start_step, recipe.data.num_workers, **place)
 
         # data that cannot be used fails here, before anything is written
         first = on_all_ranks(lambda: next(stream(0)))
@@ -188,8 +188,11 @@ def do_again(recipe: TrainRecipe, folder: Path) -> dict[str, float | str]:
     Returns:
         this process's values, for JSON.
     """
+    run = folder.resolve().parents[1]
+    if not (run / "description").is_dir():
+        raise InputError(f"{folder}: not a step that a run left in its nonfinite/ folder")
     with processes(recipe.device) as device:
-        task, *_ = on_all_ranks(partial(_prepare, replace(recipe, device=device.type), device, folder.parents[1]))
+        task, *_ = on_all_ranks(partial(_prepare, replace(recipe, device=device.type), device, run))
         return for_json(replay(task, folder, recipe.seed))
 
 
@@ -202,8 +205,9 @@ def _prepare(recipe: TrainRecipe, device: torch.device, run: Path | None) -> tup
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     recipe.num_parts(recipe.batch_size)
-    data = Data.open(recipe.data)
-    model = recipe.build_model(data, device, run / "description" if run else None)
+    # each of its own: a process that has no data must not find the others at work on the task
+    data = on_all_ranks(partial(Data.open, recipe.data))
+    model = on_all_ranks(partial(recipe.build_model, data, device, run / "description" if run else None))
     return recipe.build_task(model), model, data
 
 

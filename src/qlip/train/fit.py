@@ -4,8 +4,8 @@ import logging
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -87,7 +87,7 @@ class Outcome:
 
 def fit(
     task: Task,
-    batches: Callable[[int], Iterator[Batch]],
+    batches: Callable[[int], Generator[Batch, None, None]],
     config: FitConfig,
     out: Path,
     evaluators: Sequence[Evaluator] = (),
@@ -127,6 +127,7 @@ def fit(
         out, start, config.steps, device=device, flops_per_image=flops_per_image, log_to=config.log_to
     )
     with _on_sigterm() as stop, checkpoints, ExitStack() as stack:
+        stack.enter_context(closing(stream))  # its workers outlive SIGTERM and would hold a failed run at its exit
         log = on_all_ranks(partial(stack.enter_context, opened))
         for step in range(start + 1, config.steps + 1):
             last, results = step == config.steps, None

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from qlip.errors import InputError, SharedError, one_line
 from qlip.train.checkpoint import Checkpoints, latest_checkpoint, load_checkpoint
-from qlip.train.distributed import barrier, rank, world_size
+from qlip.train.distributed import barrier, on_all_ranks, rank, world_size
 from qlip.train.task import Batch, NonFinite, Task
 
 
@@ -65,22 +66,31 @@ def replay(task: Task, folder: Path, seed: int) -> dict[str, float]:
     Raises:
         InputError: the folder holds no such step, or one of another number of processes.
     """
-    try:
-        report = json.loads((folder / f"report-{rank()}.json").read_text(encoding="utf-8"))
-        batch: dict[str, Any] = load_file(folder / f"batch-{rank()}.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{folder}: not a step that a run left ({error})") from error
-    if report["world_size"] != world_size():
-        raise InputError(f"{folder} is of {report['world_size']} processes, not {world_size()}: start as many")
+    keys, batch = on_all_ranks(partial(_read, folder))
     checkpoint = latest_checkpoint(folder)
     if checkpoint is None:
         raise InputError(f"{folder} has no checkpoint: it was not written to its end")
     step = load_checkpoint(checkpoint, task.state_dict())
     seed_step(seed, step)
     try:
-        return {k: float(v) for k, v in task.step(batch | {"keys": report["keys"]}, step).items()}
+        return {k: float(v) for k, v in task.step(batch | {"keys": keys}, step).items()}
     except NonFinite as error:
         return error.values
+
+
+def _read(folder: Path) -> tuple[list[str], dict[str, Any]]:
+    """The samples' keys and the rest of this rank's batch."""
+    try:
+        world = _report(folder, 0)["world_size"]
+        if world == world_size():
+            return _report(folder, rank())["keys"], load_file(folder / f"batch-{rank()}.safetensors")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise InputError(f"{folder}: not a step that a run left ({error})") from error
+    raise InputError(f"{folder} is of {world} processes, not {world_size()}: start as many")
+
+
+def _report(folder: Path, of: int) -> dict[str, Any]:
+    return json.loads((folder / f"report-{of}.json").read_text(encoding="utf-8"))
 
 
 def for_json(values: dict[str, float]) -> dict[str, float | str]:
