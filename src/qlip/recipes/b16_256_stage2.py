@@ -14,7 +14,7 @@ them.
 
 Hardware: 128 GPUs of 80 GB, each with the paper's 128 pictures, in two parts: with all at once the penalty R1,
 which is float32 and differentiated twice, leaves 80 GB behind by count, not measured. About 1,500 GPU-hours of
-an H100 or H200 by count (docs/paper-scale.md), not measured; a good half of it is the adversary's.
+an H100 or H200 by count (docs/paper-scale.md), not measured; seven tenths of it the adversary's.
 
 Expect, from the paper, not measured by us: rFID 3.21, PSNR 23.16 dB, SSIM .6286 on ImageNet-1k's validation set.
 """

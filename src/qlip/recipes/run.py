@@ -18,7 +18,7 @@ from qlip.data.augment import random_resized_crop
 from qlip.data.loader import TrainingSet, batches
 from qlip.data.parquet import Captioner, ParquetSamples, read_class_names
 from qlip.environment import environment
-from qlip.errors import InputError
+from qlip.errors import InputError, one_line
 from qlip.eval.pictures import reconstruction_grid
 from qlip.eval.protocols import Distance, reconstruction, zero_shot
 from qlip.files import whole_file
@@ -277,7 +277,10 @@ def _record(recipe: TrainRecipe, model: QLIP, num_samples: int, out: Path) -> No
         record = {"stage": recipe.stage, "num_samples": num_samples, "recipe": plain, "segments": segments}
         unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if not checkpoint:
-        save_description(model, out / "description")
+        try:
+            save_description(model, out / "description")
+        except Exception as error:  # `tokenizers` raises plain Exception
+            raise InputError(f"{out / 'description'} cannot be written ({one_line(error)}): make room") from error
 
 
 def _read_record(path: Path) -> dict[str, Any]:
