@@ -136,17 +136,18 @@ def shallow(config):
 
 
 def real_step(recipe, config, **changes):
-    """A step of a recipe on two random pictures on the CPU → values, names of what moved, optimizer groups."""
+    """A step of a recipe on random pictures on the CPU → values, names of what moved, optimizer groups."""
+    images = 2 if recipe.stage == 1 else 4  # StyleGAN2's adversary compares four
     torch.manual_seed(0)
     size = config.vision.image_size
     model = QLIP(config, image_processor=ImageProcessor(resize=size, crop=size))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    recipe = replace(recipe, device="cpu", batch_size=2, micro_batch_size=None, compile=False, **changes)
+    recipe = replace(recipe, device="cpu", batch_size=images, micro_batch_size=None, compile=False, **changes)
     task = recipe.build_task(model)
-    input_ids = torch.randint(0, 900, (2, 16))
+    input_ids = torch.randint(0, 900, (images, 16))
     input_ids[:, -1] = config.text.vocab_size - 1
-    batch = {"pixel_values": torch.randn(2, 3, size, size), "keys": ["a", "b"]}
-    words = {"input_ids": input_ids, "group": torch.arange(2)} if recipe.stage == 1 else {}
+    batch = {"pixel_values": torch.randn(images, 3, size, size), "keys": [""] * images}
+    words = {"input_ids": input_ids, "group": torch.arange(images)} if recipe.stage == 1 else {}
     values = {name: float(value) for name, value in task.step(batch | words, 1).items()}
     moved = {name for name, p in model.named_parameters() if not torch.equal(before[name], p)}
     groups = {g["name"]: g["lr"] for optimizer in task.optimizers for g in optimizer.param_groups}
