@@ -1,7 +1,7 @@
 r"""What tokenizers rebuild of the same held-out pictures, side by side.
 
     python benchmarks/reconstruction.py qlip-tiny runs/tiny-stage2/model --val val.parquet \
-        --out docs/results/tiny-stage2.json
+        --max-val 250 --out docs/results/tiny-stage2.json
 
 PSNR, SSIM, a perceptual distance (LPIPS where its weights are, else ST-LPIPS), the name of the ids, code use.
 """
