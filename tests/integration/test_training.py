@@ -607,6 +607,12 @@ def check_export(folder, saved, *prefixes):
 # Calibrated
 
 
+def test_a_calibration_that_cannot_be_ends_before_its_first_run(call, stage1, tmp_path):
+    options = ["--reconstruction-weight", 0, "--commitment-weight", 0, "--out", tmp_path / "calibration"]
+    code, said = call("calibrate", *stage1[1:], *options)
+    assert code == 1 and "nothing would be learnt" in said and not (tmp_path / "calibration").exists()
+
+
 def test_calibration_interrupted_and_used(call, stage1, place, tmp_path):
     out = tmp_path / "calibration"
     steps = 6

@@ -1,5 +1,6 @@
 """How a step is computed: device, precision, memory, several processes. None of it changes what is learnt."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -88,7 +89,9 @@ class Parallel:
                 fully_shard(block, mesh=mesh)
             fully_shard(module, mesh=mesh, ignored_params={model.logit_scale})  # FSDP2 cannot share out a scalar
         elif world_size() > 1:
-            module = DistributedDataParallel(module, broadcast_buffers=False)  # no buffer changes
+            with warnings.catch_warnings():  # torch 2.13 has another name for the option, which 2.11 does not know
+                warnings.simplefilter("ignore", FutureWarning)
+                module = DistributedDataParallel(module, broadcast_buffers=False)  # no buffer changes
         self.module: nn.Module = module
 
     def __call__(self, *inputs: Any) -> Any:

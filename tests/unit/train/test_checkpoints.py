@@ -237,7 +237,8 @@ def fill_the_disk(out):
 
 
 def test_a_full_disk_is_told_and_spares_what_is_there(tmp_path, capfd):
-    process = PROCESSES.Process(target=fill_the_disk, args=(tmp_path,))
+    # spawned: a fork server has the stderr of when it was started, which `capfd` does not read
+    process = multiprocessing.get_context("spawn").Process(target=fill_the_disk, args=(tmp_path,))
     process.start()
     assert join(process) == 1
     assert "KeyError: 'the first error'" in capfd.readouterr().err
