@@ -37,10 +37,12 @@ def calibrate(recipe: Recipe, out: Path, resume: bool = False) -> float | None:
     """
     if not isinstance(recipe, Recipe):
         raise InputError("only recipes of stage 1 have two losses to weigh: name one of those")
+    tasks = {
+        loss: replace(recipe.task, **weights, balance="fixed", calibration=None) for loss, weights in ALONE.items()
+    }
     points, limits = {}, {}
     with processes(recipe.device):
-        for loss, weights in ALONE.items():
-            task = replace(recipe.task, **weights, balance="fixed", calibration=None)
+        for loss, task in tasks.items():
             if not run(replace(recipe, task=task), out / loss, resume):
                 return None
     for loss in ALONE:

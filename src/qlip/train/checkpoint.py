@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.tensor import DTensor
 
-from qlip.errors import InputError, one_line
+from qlip.errors import InputError, SharedError, one_line
 from qlip.train.distributed import any_rank, gather_rows, on_all_ranks, rank, world_size
 
 Shapes = dict[str, tuple[list[int], torch.dtype]]
@@ -160,8 +160,8 @@ class Checkpoints:
         for unfinished in self.folder.glob(".*.unfinished"):
             shutil.rmtree(unfinished, ignore_errors=True)
 
-    def _unwritable(self, why: str) -> InputError:
-        return InputError(
+    def _unwritable(self, why: str) -> SharedError:
+        return SharedError(
             f"{self.folder} cannot be written ({why}): make room or allow it, then go on with --resume"
         )
 
