@@ -379,6 +379,9 @@ def main() -> None:
     except KeyboardInterrupt:
         err.print("interrupted")
         code = 130
+    if code and "LOCAL_RANK" in os.environ:  # taking gloo down beside processes that fail too can hang for ever
+        sys.stdout.flush()
+        os._exit(code)
     sys.exit(code)
 
 
