@@ -6,6 +6,7 @@ which is a mean over samples needs nothing; what the batch decides as a whole go
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar, cast
@@ -49,6 +50,9 @@ def processes(device: str) -> Iterator[torch.device]:
         torch.cuda.set_device(place)
     dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
     yield place
+    time.sleep(
+        0.2
+    )  # gloo's thread lets go of the last work; taken down before that, it can wait for the GIL for ever
     dist.destroy_process_group()  # not after an error: it would wait for the others, who wait for this one
 
 
