@@ -50,9 +50,7 @@ def processes(device: str) -> Iterator[torch.device]:
         torch.cuda.set_device(place)
     dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
     yield place
-    time.sleep(
-        0.2
-    )  # gloo's thread lets go of the last work; taken down before that, it can wait for the GIL for ever
+    time.sleep(0.2)  # gloo's thread lets go of the last work; taken down before, it can hang on the GIL
     dist.destroy_process_group()  # not after an error: it would wait for the others, who wait for this one
 
 
