@@ -27,15 +27,15 @@ Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]
 class TrainingSet(Dataset):
     """Samples decoded, augmented and captioned; indexed by (epoch, sample).
 
-    Samples of one group say the same: those with the same caption of their own, else those with the same
-    label, whichever of its names was drawn. Two labels that share a name stay apart.
+    Samples of one group say the same: those with the same (first) caption of their own, else those with the same
+    label, whichever caption or name was drawn. Two labels that share a name stay apart.
     """
 
     def __init__(self, samples: Sequence[dict], transform: Transform, caption: Caption | None, seed: int):
         """Hold the samples.
 
         Args:
-            samples: dicts with `image` bytes, `key`, and `label` or `caption`.
+            samples: dicts with `image` bytes, `key`, and `label`, `caption` or `captions`.
             transform: encoded bytes and a generator → (3, H, W) float tensor.
             caption: sample and a generator → its words; None: pictures alone.
             seed: of the augmentation.
@@ -49,7 +49,8 @@ class TrainingSet(Dataset):
         words: dict[str, Any] = {}
         if self.caption is not None:
             caption = self.caption(sample, rng)
-            group = _stable_hash(caption) if "caption" in sample else sample["label"]
+            own = sample.get("captions", [sample.get("caption")])[0]
+            group = sample["label"] if own is None else _stable_hash(own)
             words = {"caption": caption, "group": group}
         try:
             pixels = self.transform(sample["image"], rng)

@@ -1,7 +1,7 @@
 """Image–text samples in Parquet files of the `datasets` convention.
 
-A row has `image` {bytes, path} and `label` (an index into class names) or `caption` (a string). The encoded
-pictures of all rows are held in memory; a row without bytes is read from its path, beside the Parquet file,
+A row has `image` {bytes, path} and `label` (an index into class names), `caption` (a string) or `captions` (a list
+of strings, of which training draws one each time; the first is the plainest). The encoded pictures of all rows are held in memory; a row without bytes is read from its path, beside the Parquet file,
 when it is asked for.
 """
 
@@ -20,10 +20,14 @@ import pyarrow.parquet as pq
 from qlip.errors import InputError
 
 
+WORDS = ("label", "caption", "captions")
+
+
 class ParquetSamples(Sequence):
     """The rows of one or several Parquet files, in order.
 
-    `samples[i]` is a dict with `image` (encoded bytes), `key`, and `label` or `caption` where there is one.
+    `samples[i]` is a dict with `image` (encoded bytes), `key`, and `label`, `caption` or `captions` where there
+    is one.
     """
 
     def __init__(self, paths: Sequence[str | Path]):
@@ -50,7 +54,8 @@ class ParquetSamples(Sequence):
         record = self._tables[file].slice(row, 1).to_pylist()[0]
         key = f"{self._files[file].name}:{row}"
         sample = {"image": _encoded(record["image"] or {}, key, self._files[file].parent), "key": key}
-        return sample | {k: record[k] for k in ("label", "caption") if record.get(k) is not None}
+        words = {name: record.get(name) for name in WORDS}
+        return sample | {name: value for name, value in words.items() if value not in (None, [])}
 
     @property
     def has_labels(self) -> bool:
@@ -60,8 +65,10 @@ class ParquetSamples(Sequence):
     def captions(self) -> Iterator[str]:
         """The captions of the rows that have one, in order, without touching their pictures."""
         for table in self._tables:
-            for chunk in table["caption"].chunks if "caption" in table.column_names else []:
-                yield from (caption for caption in chunk.to_pylist() if caption is not None)
+            names = [name for name in ("caption", "captions") if name in table.column_names]
+            for chunk in (chunk for name in names for chunk in table[name].chunks):
+                for said in chunk.to_pylist():
+                    yield from [said] if isinstance(said, str) else said or []
 
 
 def find_parquet(paths: Sequence[str | Path]) -> list[Path]:
@@ -101,7 +108,7 @@ def _open(file: Path) -> pa.Table:
     image = schema.field("image").type if "image" in schema.names else None
     if image is None or not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:
         raise InputError(f"{file}: no column `image` with a field `bytes`; its columns are {schema.names}")
-    columns = [name for name in ("image", "label", "caption") if name in schema.names]
+    columns = [name for name in ("image", *WORDS) if name in schema.names]
     with readable(file):
         return pq.read_table(file, columns=columns, memory_map=True)
 
@@ -123,7 +130,7 @@ def _encoded(image: dict[str, Any], key: str, folder: Path) -> bytes:
 
 @dataclass(frozen=True)
 class Captioner:
-    """Words for a sample: its own caption, or its label's names put into templates.
+    """Words for a sample: its own caption, one of its captions, or its label's names put into templates.
 
     Attributes:
         names: for each label its names, the first the usual one; empty if samples have captions.
@@ -141,6 +148,8 @@ class Captioner:
         """
         if "caption" in sample:
             return sample["caption"]
+        if captions := sample.get("captions"):
+            return captions[int(rng.integers(len(captions)))]
         label = sample.get("label")
         if label is None:
             raise InputError(f"{sample['key']}: neither `caption` nor `label`: leave the row out")

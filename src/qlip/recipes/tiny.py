@@ -16,7 +16,7 @@ from qlip.train.stage1 import Stage1Config
 RECIPE = Recipe(
     model=PRESETS["tiny"],
     task=Stage1Config(lr=1e-3, eps=1e-8, reconstruction_weight=300.0),
-    fit=FitConfig(steps=1800, warmup_steps=200, eval_every=600, save_every=200),
+    fit=FitConfig(steps=2400, warmup_steps=200, eval_every=600, save_every=200),
     batch_size=128,
     compile=True,
 )

