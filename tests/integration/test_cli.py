@@ -12,6 +12,7 @@ from PIL import Image
 
 import qlip
 from qlip import cli
+from qlip.cli.main import COMMANDS
 from qlip.data.token_file import TokenFormat
 from qlip.train.log import read_log
 
@@ -185,7 +186,7 @@ def test_words_that_are_no_command_or_option(run):
     code, _, err = run("info", "no-such-model")
     assert code == 1 and "qlip-tiny" in err
     code, out, _ = run("--help")
-    assert code == 0 and all(command in out for command in cli.COMMANDS)
+    assert code == 0 and all(command in out for command in COMMANDS)
 
 
 SMALL_RUN = (

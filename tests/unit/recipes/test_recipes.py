@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from qlip.cli import _parse_recipe
+from qlip.cli.main import FROM_RECIPE
+from qlip.cli.training import _parse_recipe
 from qlip.model import PRESETS, QLIP
 from qlip.model.image import ImageProcessor
 from qlip.recipes import _module, load_recipe, recipe_names
@@ -104,7 +105,7 @@ def commands(text):
 @pytest.mark.parametrize("name", recipe_names())
 def test_the_commands_of_the_docstrings_are_understood(name):
     for command, arguments in commands(_module(name).__doc__):
-        options = _parse_recipe(command, arguments, {})
+        options = _parse_recipe(FROM_RECIPE[command], arguments, {})
         assert options.recipe.stage == load_recipe(arguments[0]).stage
 
 
@@ -113,7 +114,7 @@ def test_the_commands_of_the_pages_are_understood(page):
     found = commands((ROOT / "docs" / page).read_text(encoding="utf-8"))
     assert found
     for command, arguments in found:
-        assert not isinstance(_parse_recipe(command, arguments, {}), int)
+        assert not isinstance(_parse_recipe(FROM_RECIPE[command], arguments, {}), int)
 
 
 @pytest.mark.slow

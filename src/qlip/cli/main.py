@@ -1,0 +1,75 @@
+"""From the arguments to a command and its exit code."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+import tyro
+from rich.logging import RichHandler
+
+from qlip.cli import tokenizer, training
+from qlip.cli.options import CONFIG, err, rank
+from qlip.errors import InputError, SharedError
+
+FROM_RECIPE: dict[str, Callable[..., int]] = {"train": training.train, "calibrate": training.calibrate}
+
+COMMANDS: dict[str, Callable[..., int]] = {
+    "info": tokenizer.info,
+    "verify": tokenizer.verify,
+    "tokenize": tokenizer.tokenize,
+    "detokenize": tokenizer.detokenize,
+    "reconstruct": tokenizer.reconstruct,
+    "classify": tokenizer.classify,
+    **FROM_RECIPE,
+    "export": training.export,
+    "publish": training.publish,
+    "demo": tokenizer.demo,
+}
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    logger = logging.getLogger("qlip")
+    logger.setLevel("INFO")
+    logger.handlers = [RichHandler(console=err, show_path=False, show_time=False)]
+    if rank() != "0":  # of the processes that torchrun starts the first one speaks
+        logger.setLevel("ERROR")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or each of its retries says so; the last error suffices
+    try:
+        code = _dispatch(sys.argv[1:])
+        sys.stdout.flush()
+    except InputError as error:
+        code = _fail(error)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # the reader of stdout went away, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 1
+        elif error.errno is None:
+            raise
+        else:
+            code = _fail(error)
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        code = 130
+    if code and "LOCAL_RANK" in os.environ:  # taking gloo down beside processes that fail too can hang for ever
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _dispatch(argv: list[str]) -> int:
+    if argv and argv[0] in FROM_RECIPE:  # their options come from the recipe that they name
+        return FROM_RECIPE[argv[0]](*argv[1:])
+    description = "Text-aligned visual tokens: pictures to a few binary tokens and back, and to words."
+    return tyro.extras.subcommand_cli_from_dict(
+        COMMANDS, args=argv, prog="qlip", description=description, config=CONFIG
+    )
+
+
+def _fail(error: Exception) -> int:
+    if rank() != "0" and isinstance(error, SharedError):  # the first process says it
+        return 1
+    who = "qlip" if rank() == "0" else f"qlip, rank {rank()}"
+    err.print(f"{who}: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+    return 1

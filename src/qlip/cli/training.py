@@ -1,0 +1,155 @@
+"""Commands that train a tokenizer, and what becomes of a run."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from qlip.cli.options import CONFIG, print_json, say, track
+from qlip.errors import InputError
+
+
+def train(*arguments: str) -> int:
+    """Train a tokenizer: `qlip train RECIPE --out DIR [--resume] [any field of the recipe]`."""
+    from qlip.recipes.run import do_again, run
+
+    args = _parse_recipe(train, arguments, {"replay": (Path | None, None, REPLAY)})
+    if isinstance(args, int):
+        return args
+    if args.replay:
+        print_json(do_again(args.recipe, args.replay))
+    elif args.out is None:
+        raise InputError("--out is missing: name the folder of the run")
+    elif run(args.recipe, args.out, args.resume):
+        say(f"the tokenizer is in {args.out / 'model'}; try: qlip verify {args.out / 'model'}")
+    else:
+        say(f"stopped with a checkpoint in {args.out}; the same command with --resume goes on")
+    return 0
+
+
+def calibrate(*arguments: str) -> int:
+    """Weigh the losses by the paper's rule: `qlip calibrate RECIPE --out DIR [any field of the recipe]`."""
+    from qlip.recipes.calibrate import calibrate as run_calibrate
+
+    args = _parse_recipe(calibrate, arguments, {})
+    if isinstance(args, int):
+        return args
+    if args.out is None:
+        raise InputError("--out is missing: name the folder of the runs")
+    ratio = run_calibrate(args.recipe, args.out, args.resume)
+    if ratio is None:
+        say(f"stopped in {args.out}; the same command with --resume goes on")
+    else:
+        written = args.out / "calibration.json"
+        say(f"α_r/α_a = {ratio:.4g}; train with: --balance calibrated --calibration {written}")
+    return 0
+
+
+def publish(
+    run: Annotated[Path, tyro.conf.Positional],
+    /,
+    *,
+    name: str,
+    out: Path,
+    val: tuple[Path, ...],
+    classes: Path | None = None,
+    attribution: Path | None = None,
+    dtype: Literal["float32", "bfloat16"] = "bfloat16",
+    license: str = "other",
+) -> int:
+    """Turn a training run into a checkpoint folder with a model card, measured on held-out data.
+
+    Args:
+        run: Folder of `qlip train`.
+        name: What the tokenizer is called.
+        out: The new folder.
+        val: Held-out Parquet files, measured whole.
+        classes: JSON file of class names, if they have labels.
+        attribution: Text on the training data and the weights' licence, copied into the folder and the card.
+        dtype: Of the weights in the file.
+        license: Of the weights, by its identifier on the hub, for example apache-2.0.
+    """
+    from qlip.recipes.card import publish as run_publish
+
+    print_json(run_publish(run, name, out, val, classes, attribution, dtype, license, track("measuring")))
+    return 0
+
+
+def export(
+    run: Annotated[Path, tyro.conf.Positional],
+    /,
+    *,
+    out: Path,
+    checkpoint: Literal["latest", "best"] = "latest",
+    best: str = "psnr",
+) -> int:
+    """Write the tokenizer of a run's checkpoint, finished or not, as `qlip.load` reads it.
+
+    Args:
+        run: Folder of `qlip train`.
+        out: The new folder.
+        checkpoint: Which one.
+        best: The evaluation's number that decides which is best.
+    """
+    from qlip.recipes.export import export as run_export
+
+    _, step = run_export(run, out, checkpoint, best)
+    say(f"the tokenizer of step {step} is in {out}")
+    return 0
+
+
+def _parse_recipe(
+    command: Callable[..., int], arguments: tuple[str, ...], more: dict[str, tuple[Any, Any, str]]
+) -> Any:
+    """The options of `train` and `calibrate`, which come from the recipe that they name; or an exit code."""
+    from qlip.recipes import describe_recipes, load_recipe
+
+    if not arguments or arguments[0].startswith("-"):
+        asked = bool(arguments) and arguments[0] in ("-h", "--help")
+        print(RECIPE_USAGE[command.__name__] + describe_recipes(), file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    name, *rest = arguments
+    recipe = load_recipe(name)
+    fields: list[Any] = [
+        ("recipe", Annotated[type(recipe), tyro.conf.arg(name="")]),
+        ("out", Annotated[Path | None, tyro.conf.arg(help="Folder of the run.")], None),
+        ("resume", Annotated[bool, tyro.conf.arg(help="Go on from the run's latest checkpoint.")], False),
+    ]
+    fields += [
+        (key, Annotated[kind, tyro.conf.arg(help=text)], value) for key, (kind, value, text) in more.items()
+    ]
+    options = make_dataclass(command.__name__, fields, frozen=True)
+    return tyro.cli(
+        options,
+        args=rest,
+        default=options(recipe),
+        prog=f"qlip {command.__name__} {name}",
+        description=command.__doc__,
+        config=CONFIG,
+    )
+
+
+REPLAY = "Instead of training, do the step again that a run left in its nonfinite/ folder, and print its values."
+
+RECIPE_USAGE = {
+    "train": """\
+usage: qlip train RECIPE --out DIR [--resume] [OPTIONS]
+       torchrun --nproc-per-node N -m qlip.cli train RECIPE --out DIR [--resume] [OPTIONS]
+
+Train a tokenizer. RECIPE is one of the names below, or the recipe.json of a run; every field of it is an option:
+`qlip train RECIPE --help` lists them. With --resume an interrupted run goes on from its latest checkpoint.
+
+Recipes:
+""",
+    "calibrate": """\
+usage: qlip calibrate RECIPE --out DIR [--resume] [OPTIONS]
+
+Train with each of stage 1's two losses alone, and weigh them by where they end. RECIPE and OPTIONS are those of
+`qlip train`.
+
+Recipes:
+""",
+}
