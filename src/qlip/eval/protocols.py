@@ -1,12 +1,12 @@
 """Evaluation protocols: from a model and samples to named numbers."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
 from qlip.eval.metrics import psnr, ssim, stack_uint8, to_uint8
 from qlip.model.qlip import QLIP
+from qlip.train.metrics import bit_entropy
 
 BATCH_SIZE = 250
 
@@ -64,8 +64,7 @@ def code_use(tokens: torch.Tensor, num_bits: int) -> dict[str, float]:
         many different ids there are, as a share of all tokens.
     """
     share = torch.stack([(tokens >> i & 1).double().mean() for i in range(num_bits)])
-    entropy = torch.special.entr(torch.stack((share, 1 - share))).sum() / math.log(2)
-    return {"bit_entropy": float(entropy), "distinct_tokens": tokens.unique().numel() / tokens.numel()}
+    return {"bit_entropy": float(bit_entropy(share)), "distinct_tokens": tokens.unique().numel() / tokens.numel()}
 
 
 @torch.no_grad()

@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qlip.environment import environment, resolve_device
+from qlip.environment import environment
 from qlip.errors import InputError
 from qlip.files import whole_file
 from qlip.recipes.run import run
 from qlip.recipes.stage1 import Recipe
 from qlip.train.balance import loss_limit
-from qlip.train.distributed import is_first, processes
+from qlip.train.distributed import processes, rank
 from qlip.train.log import read_log
 from qlip.train.plot import plot_calibration
 
@@ -41,29 +41,28 @@ def calibrate(recipe: Recipe, out: Path, resume: bool = False) -> float | None:
         loss: replace(recipe.task, **weights, balance="fixed", calibration=None) for loss, weights in ALONE.items()
     }
     points, limits = {}, {}
-    with processes(recipe.device):
+    with processes(recipe.device) as device:
         for loss, task in tasks.items():
             if not run(replace(recipe, task=task), out / loss, resume):
                 return None
-    for loss in ALONE:
-        points[loss] = [(int(e["step"]), e[loss]) for e in read_log(out / loss / "log.jsonl") if loss in e]
-        limits[loss] = loss_limit(points[loss])
-    ratio = limits["alignment"] / limits["reconstruction"]
-    if is_first():
-        record = {
-            "ratio": ratio,
-            "alignment_limit": limits["alignment"],
-            "reconstruction_limit": limits["reconstruction"],
-            "steps": recipe.fit.steps,
-            "environment": environment(str(resolve_device(recipe.device))),
-        }
-        with whole_file(out / "calibration.json") as unfinished:
-            unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        plot_calibration(
-            points["alignment"],
-            points["reconstruction"],
-            limits["alignment"],
-            limits["reconstruction"],
-            out / "calibration.png",
-        )
+            points[loss] = [(int(e["step"]), e[loss]) for e in read_log(out / loss / "log.jsonl") if loss in e]
+            limits[loss] = loss_limit(points[loss])
+        ratio = limits["alignment"] / limits["reconstruction"]
+        if rank() == 0:
+            record = {
+                "ratio": ratio,
+                "alignment_limit": limits["alignment"],
+                "reconstruction_limit": limits["reconstruction"],
+                "steps": recipe.fit.steps,
+                "environment": environment(str(device)),
+            }
+            with whole_file(out / "calibration.json") as unfinished:
+                unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            plot_calibration(
+                points["alignment"],
+                points["reconstruction"],
+                limits["alignment"],
+                limits["reconstruction"],
+                out / "calibration.png",
+            )
     return ratio

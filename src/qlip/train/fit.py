@@ -23,10 +23,11 @@ from qlip.train.distributed import (
     on_all_ranks,
     on_first_rank,
     rank,
+    seed_step,
     world_size,
 )
 from qlip.train.log import Log, open_log, read_log
-from qlip.train.nonfinite import dump, seed_step
+from qlip.train.nonfinite import dump
 from qlip.train.plot import plot_log
 from qlip.train.task import Batch, NonFinite, Task
 from qlip.train.trackers import Tracker
@@ -117,6 +118,8 @@ def fit(
             cannot be written, or a loss is not finite.
     """
     checkpoint = start_checkpoint(out, resume)
+    if resume and checkpoint is None and rank() == 0:
+        logger.info("no checkpoint in %s: starting anew", out)
     checkpoints = Checkpoints(out, config.keep, config.best)
     start = load_checkpoint(checkpoint, task.state_dict()) if checkpoint else 0
     if start > config.steps:
@@ -179,8 +182,6 @@ def start_checkpoint(out: Path, resume: bool) -> Path | None:
         )
     if checkpoint and not resume:
         raise SharedError(f"{out} already holds a run: go on with --resume, or choose another --out")
-    if resume and not checkpoint and rank() == 0:
-        logger.info("no checkpoint in %s: starting anew", out)
     return checkpoint
 
 

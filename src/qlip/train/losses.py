@@ -1,5 +1,8 @@
 """The losses of both stages, each a function of tensors."""
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -59,12 +62,20 @@ def _summed_cross_entropy(queries: Tensor, keys: Tensor, scale: Tensor, group: T
     return F.cross_entropy(scale * queries @ keys.T, same / same.sum(1, keepdim=True), reduction="sum")
 
 
+PixelScale = Literal["unit", "normalized"]
+
+
+def pixel_scale(std: Sequence[float], space: PixelScale) -> Tensor:
+    """What `pixel_mse` multiplies normalised pixels with: the processor's std to get back to [0, 1], or ones."""
+    return torch.tensor(std if space == "unit" else (1.0, 1.0, 1.0))
+
+
 def pixel_mse(reconstructions: Tensor, pixel_values: Tensor, scale: Tensor) -> Tensor:
     """Mean squared error in a pixel space that is `scale` times the normalised one.
 
     Args:
         reconstructions, pixel_values: (B, 3, H, W) normalised.
-        scale: (3,) per channel: the processor's std for an error in [0,1] pixels, ones for normalised ones.
+        scale: (3,) per channel; see `pixel_scale`.
 
     Returns:
         () float32.

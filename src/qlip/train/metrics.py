@@ -30,5 +30,9 @@ def code_use(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
     if "mean_bit" not in metrics:
         return {}
     share = average(metrics["mean_bit"])
-    entropy = torch.special.entr(torch.stack((share, 1 - share))).sum() / math.log(2)
-    return {"bit_entropy": entropy, "distinct_tokens": metrics["distinct_tokens"]}
+    return {"bit_entropy": bit_entropy(share), "distinct_tokens": metrics["distinct_tokens"]}
+
+
+def bit_entropy(share: Tensor) -> Tensor:
+    """Σ over bits of each one's own entropy, in [0, L] bits, from the share (L,) of codes in which it is set."""
+    return torch.special.entr(torch.stack((share, 1 - share))).sum() / math.log(2)

@@ -8,15 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qlip.errors import InputError, SharedError, one_line
 from qlip.train.checkpoint import Checkpoints, latest_checkpoint, load_checkpoint
-from qlip.train.distributed import barrier, on_all_ranks, rank, world_size
+from qlip.train.distributed import barrier, on_all_ranks, rank, seed_step, world_size
 from qlip.train.task import Batch, NonFinite, Task
 
 
@@ -48,7 +46,7 @@ def dump(out: Path, task: Task, batch: Batch, step: int, error: NonFinite) -> In
         found = f"The step could not be kept ({one_line(failure)})"
     barrier()
     with suppress(OSError, ValueError):  # where nothing could be written, one's own will do
-        keys = json.loads((folder / f"report-{error.culprit}.json").read_text(encoding="utf-8"))["keys"]
+        keys = _report(folder, error.culprit)["keys"]
     named = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
     where = f" of rank {error.culprit}" if world_size() > 1 else ""
     return SharedError(
@@ -96,8 +94,3 @@ def _report(folder: Path, of: int) -> dict[str, Any]:
 def for_json(values: dict[str, float]) -> dict[str, float | str]:
     """NaN and infinity as words, which JSON has no numbers for."""
     return {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
-
-
-def seed_step(seed: int, step: int) -> None:
-    """Whatever is random in a step depends on (seed, step, rank) alone."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank())).generate_state(1, np.uint64)[0] >> 1))

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -56,6 +56,9 @@ class OptimizerConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise InputError(f"{name} is {value}: it must be 0 or more")
+        for name in (f.name for f in fields(self) if f.name.endswith("_weight")):  # the losses' of either stage
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be 0 or more")
         if not self.grad_clip > 0:
             raise InputError(f"grad_clip is {self.grad_clip}: it must be above 0 (inf does not clip)")
         if not 0 < self.layer_decay <= 1:

@@ -128,8 +128,3 @@ def whole_copy(model: QLIP, replaced: dict[str, Tensor] | None = None) -> QLIP:
 def whole(tensor: Tensor) -> Tensor:
     """A tensor, put together from its shards if it is sharded; all ranks must call it."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
-
-
-def local(tensor: Tensor) -> Tensor:
-    """What this rank has of a tensor: its shard if it is sharded, sharing memory with it."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

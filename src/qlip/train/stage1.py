@@ -16,9 +16,9 @@ from qlip.errors import InputError
 from qlip.model.qlip import QLIP
 from qlip.model.quantizer import codebook_term, token_terms
 from qlip.train.balance import Balance, ratio, read_calibration
-from qlip.train.caching import Part, Terms, backward, split_batch
+from qlip.train.caching import Part, Terms, backward, split_batch, weighted_sum
 from qlip.train.distributed import average, world_size
-from qlip.train.losses import commitment_loss, contrastive_loss, pixel_mse
+from qlip.train.losses import PixelScale, commitment_loss, contrastive_loss, pixel_mse, pixel_scale
 from qlip.train.metrics import code_metrics, code_use
 from qlip.train.optim import OptimizerConfig, build_optimizer, clip_gradients, optimizer_state
 from qlip.train.parallel import ComputeConfig, Parallel, whole, whole_copy
@@ -54,7 +54,7 @@ class Stage1Config(OptimizerConfig):
     alignment_weight: float = 1.0
     quantizer_weight: float = 1.0
     commitment_weight: float = 1.0
-    pixel_scale: Literal["unit", "normalized"] = "unit"
+    pixel_scale: PixelScale = "unit"
     quantize: bool = True
     reconstruct_every: int = 1
     balance: Literal["fixed", "calibrated", "gradient"] = "fixed"
@@ -64,10 +64,6 @@ class Stage1Config(OptimizerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        weights = [f"{name}_weight" for name in ("reconstruction", "alignment", "quantizer", "commitment")]
-        for name in weights:
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}: it must be 0 or more")
         if not self.reconstruction_weight and not self.alignment_weight:
             raise InputError("reconstruction_weight and alignment_weight are both 0: nothing would be learnt")
         if not self.reconstruction_weight and self.commitment_weight:
@@ -143,9 +139,7 @@ class Stage1:
             self.weights["reconstruction"] = self.config.alignment_weight * ratio(means)
         terms, metrics = self._backward(parts, group, self.weights)
         norms = clip_gradients(self.optimizer.param_groups, self.config.grad_clip)
-        loss = torch.stack(
-            [self.weights[name] * term for name, term in terms.items() if name in self.weights]
-        ).sum()
+        loss = weighted_sum(terms, self.weights)
         check_finite(terms | norms)
         self.optimizer.step()
         self.balance.update(means)
@@ -210,8 +204,8 @@ class _Forward(nn.Module):
     def __init__(self, model: QLIP, config: Stage1Config):
         super().__init__()
         self.model, self.config = model, config
-        scale = model.need_image_processor().std if config.pixel_scale == "unit" else (1.0, 1.0, 1.0)
-        self.register_buffer("pixel_scale", torch.tensor(scale, device=model.device), persistent=False)
+        scale = pixel_scale(model.need_image_processor().std, config.pixel_scale)
+        self.register_buffer("pixel_scale", scale.to(model.device), persistent=False)
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, with_terms: bool) -> Part:
         """(B, 3, H, W) and (B, S) → `Part`; without its terms only what the batch's losses need."""

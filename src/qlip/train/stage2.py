@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from qlip.errors import InputError
 from qlip.model.qlip import QLIP
 from qlip.model.quantizer import codebook_term, token_terms
-from qlip.train.caching import Part, Terms, backward, split_batch
+from qlip.train.caching import Part, Terms, backward, split_batch, weighted_sum
 from qlip.train.discriminators import PatchDiscriminator, StyleDiscriminator, build_discriminator, r1_penalty
 from qlip.train.distributed import average, average_gradients, world_size
-from qlip.train.losses import pixel_mse
+from qlip.train.lamb import local_shards
+from qlip.train.losses import PixelScale, pixel_mse, pixel_scale
 from qlip.train.metrics import code_metrics, code_use
 from qlip.train.optim import OptimizerConfig, adamw, build_optimizer, clip_gradients, make_groups, optimizer_state
-from qlip.train.parallel import ComputeConfig, Parallel, local, whole_copy
+from qlip.train.parallel import ComputeConfig, Parallel, whole_copy
 from qlip.train.perceptual import Variant, load_perceptual
 from qlip.train.task import check_finite, prefixed
 
@@ -53,7 +54,7 @@ class Stage2Config(OptimizerConfig):
     quantizer_weight: float = 1.0
     perceptual_weight: float = 0.1
     adversarial_weight: float = 0.1
-    pixel_scale: Literal["unit", "normalized"] = "normalized"
+    pixel_scale: PixelScale = "normalized"
     freeze_ids: bool = False
     perceptual: Variant = "auto"
     adversary: Literal["stylegan2", "patchgan"] = "stylegan2"
@@ -65,9 +66,6 @@ class Stage2Config(OptimizerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("reconstruction", "quantizer", "perceptual", "adversarial", "r1"):
-            if getattr(self, f"{name}_weight") < 0:
-                raise InputError(f"{name}_weight is {getattr(self, f'{name}_weight')}: it must be 0 or more")
         if not self.reconstruction_weight and not self.perceptual_weight:
             raise InputError(
                 "reconstruction_weight and perceptual_weight are both 0: nothing tells what to rebuild"
@@ -118,7 +116,7 @@ class Stage2:
         self.weights = {name: weight for name, weight in self.weights.items() if weight}
         processor = model.need_image_processor()
         self.mean, self.std = (torch.tensor(x, device=model.device) for x in (processor.mean, processor.std))
-        self.pixel_scale = self.std if config.pixel_scale == "unit" else torch.ones_like(self.std)
+        self.pixel_scale = pixel_scale(processor.std, config.pixel_scale).to(model.device)
         self.perceptual = load_perceptual(config.perceptual).to(model.device) if config.perceptual_weight else None
         model.requires_grad_(False)
         model.vision_decoder.requires_grad_(True)
@@ -162,9 +160,7 @@ class Stage2:
             self.discriminator.requires_grad_(False)
         terms, metrics = backward(self._forward, parts, self._combine, self.weights, self.parallel.synchronize)
         self.parallel.finish_backward()
-        loss = torch.stack(
-            [self.weights[name] * term for name, term in terms.items() if name in self.weights]
-        ).sum()
+        loss = weighted_sum(terms, self.weights)
         if self.discriminator is not None:
             terms |= self._discriminate(self.discriminator, parts, step)
         norms: Terms = {}
@@ -233,8 +229,9 @@ class Stage2:
     @torch.no_grad()
     def _update_averages(self) -> None:
         parameters = dict(self.model.named_parameters())
-        for name, mean in self.averages.items():
-            local(mean).lerp_(local(parameters[name]), 1 - self.config.ema)
+        means = local_shards(self.averages.values())
+        for mean, now in zip(means, local_shards(parameters[name] for name in self.averages), strict=True):
+            mean.lerp_(now, 1 - self.config.ema)
 
     def _unit(self, normalized: Tensor) -> Tensor:
         """Normalised pixels → [0, 1], not clamped, so that gradients flow."""
