@@ -130,12 +130,11 @@ class Stage1:
         Raises:
             NonFinite: a loss or gradient is not finite; nothing has moved.
         """
-        parts = split_batch({name: batch[name] for name in ("pixel_values", "input_ids")}, self.num_parts)
-        group = batch["group"].to(self.model.device)
+        parts, group = self._parts(batch)
         means = self.balance.state
         if self.config.balance == "gradient":
             if (step - 1) % self.config.balance_every == 0 or not self.balance.measured():
-                means = self._measure_balance(parts, group)
+                means = self.balance.after(self.gradient_norms(batch))
             self.weights["reconstruction"] = self.config.alignment_weight * ratio(means)
         terms, metrics = self._backward(parts, group, self.weights)
         norms = clip_gradients(self.optimizer.param_groups, self.config.grad_clip)
@@ -152,6 +151,27 @@ class Stage1:
             values["reconstruction_weight"] = loss.new_tensor(self.weights["reconstruction"])
         return values
 
+    def gradient_norms(self, batch: dict[str, Any]) -> Terms:
+        """How long each loss's gradient is at the last linear of the vision encoder's last MLP (paper, Figure 5).
+
+        It takes the ordinary backward pass over the whole batch, once for each loss.
+
+        Args:
+            batch: as for `step`; neither of the two losses may have been left out by a weight of 0.
+
+        Returns:
+            "alignment" and "reconstruction", the norms of the unweighted losses' gradients.
+        """
+        parts, group = self._parts(batch)
+        vision = self.model.config.vision
+        name = f"layers.{vision.num_hidden_layers - 1}.mlp.{'w3' if vision.swiglu else 'fc2'}.weight"
+        weight = self.model.vision_model.encoder.get_parameter(name)
+        norms = {}
+        for name in ("alignment", "reconstruction"):
+            self._backward(parts, group, {other: float(other == name) for other in self.weights})
+            norms[name] = whole(cast(Tensor, weight.grad)).norm()
+        return norms
+
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor that makes the run; filling them in place restores it."""
         state = prefixed("model", self.model.state_dict())
@@ -161,6 +181,11 @@ class Stage1:
     def snapshot(self) -> QLIP:
         """A whole copy of the model for evaluation and export; all ranks must call it."""
         return whole_copy(self.model)
+
+    def _parts(self, batch: dict[str, Any]) -> tuple[list[dict[str, Any]], Tensor]:
+        """The batch in the parts that are computed at once, and its samples' groups."""
+        parts = split_batch({name: batch[name] for name in ("pixel_values", "input_ids")}, self.num_parts)
+        return parts, batch["group"].to(self.model.device)
 
     def _backward(self, parts: list, group: Tensor, weights: dict[str, float]) -> tuple[Terms, Terms]:
         """Gradient of the weighted losses of the whole batch, averaged over ranks."""
@@ -183,17 +208,6 @@ class Stage1:
             probabilities = average(means["mean_probabilities"])
             terms["quantizer/codebook"] = codebook_term(probabilities, self.model.config.quantizer)
         return terms
-
-    def _measure_balance(self, parts: list, group: Tensor) -> Terms:
-        """Gradient norms of both losses alone, over the whole batch: the ordinary backward pass, twice more."""
-        vision = self.model.config.vision
-        name = f"layers.{vision.num_hidden_layers - 1}.mlp.{'w3' if vision.swiglu else 'fc2'}.weight"
-        weight = self.model.vision_model.encoder.get_parameter(name)
-        norms = {}
-        for name in ("alignment", "reconstruction"):
-            self._backward(parts, group, {other: float(other == name) for other in self.weights})
-            norms[name] = whole(cast(Tensor, weight.grad)).norm()
-        return self.balance.after(norms)
 
 
 class _Forward(nn.Module):
