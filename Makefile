@@ -19,8 +19,8 @@ test: setup
 	$(BIN)/python -m pytest -m "not slow"
 
 check: setup
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
 	$(MAKE) test
 
@@ -28,8 +28,8 @@ check-slow: setup
 	$(BIN)/python -m pytest
 
 format: setup
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks examples
+	$(BIN)/ruff format src tests benchmarks examples
 
 clean:
 	rm -rf .venv report .pytest_cache .mypy_cache .ruff_cache

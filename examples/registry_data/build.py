@@ -23,7 +23,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -56,7 +56,7 @@ class Config:
     """
 
     out: Path
-    cache: Path = Path("~/.cache/open-qlip/registry").expanduser()
+    cache: Path = field(default_factory=lambda: Path.home() / ".cache" / "open-qlip" / "registry")
     size: int = 128
     share_alike: bool = False
     gpl: bool = False
@@ -149,9 +149,8 @@ def _write(config: Config, name: str, rows: list[dict]) -> Counter:
     step = _ROWS_PER_FILE if "{" in name else max(1, len(rows))
     draw = partial(_draw, size=config.size)
     with ProcessPoolExecutor(config.num_workers) as pool:
-        pictures = track(
-            pool.map(draw, (row.pop("item") for row in rows), chunksize=64), Path(name).parent.name if "{" in name else Path(name).stem, len(rows)
-        )
+        pictures = pool.map(draw, (row.pop("item") for row in rows), chunksize=64)
+        pictures = track(pictures, name, len(rows))
         for number, start in enumerate(range(0, len(rows), step)):
             part = rows[start : start + step]
             drawn = [(row, picture) for row, picture in zip(part, pictures, strict=False) if picture]

@@ -51,12 +51,14 @@ def fetch(package: Package, cache: Path) -> Path:
     Raises:
         InputError: its registry's client is missing or could not fetch it.
     """
-    folder = cache / f"{package.registry}-{package.name.strip('@').replace('/', '-')}-{package.version}".rstrip("-")
+    folder = cache / f"{package.registry}-{package.name.strip('@').replace('/', '-')}-{package.version}".rstrip(
+        "-"
+    )
     if folder.is_dir():
         return folder
     client = _CLIENTS[package.registry]
     if shutil.which(client[0]) is None:
-        raise InputError(f"{package} needs the command {client[0]}: install it, or leave the source out")
+        raise InputError(f"{package} needs the command {client[0]}: install it, or unpack the package as {folder}")
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)

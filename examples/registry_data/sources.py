@@ -17,7 +17,13 @@ from words import phrase
 UNSEEN_STYLE = "fluent-emoji-3d"
 
 # kind of picture → what captions call it
-KINDS = {"icon": "an icon", "emoji": "an emoji", "clip art": "clip art", "painting": "a painting", "stamp": "a picture"}
+KINDS = {
+    "icon": "an icon",
+    "emoji": "an emoji",
+    "clip art": "clip art",
+    "painting": "a painting",
+    "stamp": "a picture",
+}
 
 
 @dataclass(frozen=True)
@@ -250,10 +256,13 @@ def pixels(item: Item, size: int) -> bytes:
     if isinstance(data, str):
         data = bytes(resvg_py.svg_to_bytes(svg_string=data, height=2 * size, dpi=96, skip_system_fonts=True))
     picture = Image.open(io.BytesIO(data)).convert("RGBA")
-    picture = picture.crop(picture.getbbox())
+    box = picture.getbbox()
+    if box is None:
+        raise ValueError(f"{item.key}: nothing to see")
+    picture = picture.crop(box)
     picture.thumbnail((size, size), Image.Resampling.LANCZOS)
     if min(picture.size) < size // 8:
-        raise ValueError(f"{item.key}: nothing to see")
+        raise ValueError(f"{item.key}: no more than a line")
     chance = hashlib.blake2b(item.key.encode(), digest_size=4).digest()
     colour = (255, 255, 255) if chance[0] < 128 else tuple(192 + value // 4 for value in chance[1:])
     canvas = Image.new("RGB", (size, size), colour)
