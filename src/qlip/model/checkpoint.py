@@ -45,6 +45,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
+    image_size: int | Sequence[int] | None = None,
 ) -> QLIP:
     """Load a tokenizer.
 
@@ -57,12 +58,16 @@ def load(
         device: where the model goes; "auto" takes a GPU if there is one.
         dtype: of the weights; float32, bfloat16, float16 or float64.
         revision: branch, tag or commit of the repository.
+        image_size: side, or height and width, of the pictures to work on, in pixels: multiples of the patch size.
+            The weights stay; positions are interpolated and rotary ones computed for the new grid. By default the
+            checkpoint's own size.
 
     Returns:
         The model in eval mode. What the checkpoint lacks, `image_processor` or `text_tokenizer`, is None.
 
     Raises:
-        InputError: there is no such checkpoint, or it is broken; names the file and the key.
+        InputError: there is no such checkpoint, or it is broken; names the file and the key. Or `image_size` holds
+            no whole patches.
     """
     _check_dtype(dtype)
     device = resolve_device(device)
@@ -70,11 +75,15 @@ def load(
     if not os.path.exists(folder / WEIGHTS):
         raise no_weights(repr(str(folder)), (path.name for path in folder.glob("*")))
     config = _read_config(folder / CONFIG)
+    processor = _image_processor(folder, config)
+    if image_size is not None:
+        config = config.at_size(image_size)
+        processor = processor and processor.at_size(config.size)
     model = skeleton(config, model_name)
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     weights = _read_weights(folder / WEIGHTS, shapes)
     model.load_state_dict({key: value.to(device, dtype) for key, value in weights.items()}, assign=True)
-    model.image_processor = _image_processor(folder, config)
+    model.image_processor = processor
     model.text_tokenizer = _text_tokenizer(folder, config)
     return model.to(device).eval()
 
@@ -196,10 +205,10 @@ def _image_processor(folder: Path, config: QLIPConfig) -> ImageProcessor | None:
         # The published B/8's file, a slip: it would show the model the middle two thirds of a picture.
         logger.warning("%s: resizing to 256 pixels before the crop of 256, not to 392 as the file says", path)
         processor = replace(processor, resize=256)
-    if processor.crop != vision.image_size:
+    if processor.size != config.size:
+        theirs, ours = (f"{height} × {width}" for height, width in (processor.size, config.size))
         raise InputError(
-            f"{str(path)!r} crops to {processor.crop} pixels, but the model takes {vision.image_size}: "
-            f"set its size and crop_size to {vision.image_size}"
+            f"{str(path)!r} crops to {theirs} pixels, but the model takes {ours}: set its crop_size to that"
         )
     return processor
 

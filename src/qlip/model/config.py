@@ -4,10 +4,14 @@ Every field is named as in the published files, and every default is what an abs
 that `QLIPConfig.from_dict(json)` and `config.to_dict()` need no table between them.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from qlip.errors import InputError
+
+Grid = tuple[int, int]
+"""Rows and columns of patches, which are those of tokens."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class ImageTowerConfig(TowerConfig):
     """A tower over the patches of an image: the vision encoder, or the decoder.
 
     Attributes:
-        image_size: side of the square image, in pixels.
+        image_size: side of the square images whose positions are learnt, in pixels: the native size.
         patch_size: side of a patch, in pixels; divides `image_size`.
         num_channels: 3.
     """
@@ -62,13 +66,25 @@ class ImageTowerConfig(TowerConfig):
 
     @property
     def grid_size(self) -> int:
-        """Patches along one side."""
+        """Patches along one side of a native image."""
         return self.image_size // self.patch_size
 
     @property
     def num_patches(self) -> int:
-        """Patches of an image."""
+        """Patches of a native image, each with a learnt position."""
         return self.grid_size**2
+
+    def grid_of(self, height: int, width: int) -> Grid:
+        """Patches of an image of any size, in pixels.
+
+        Raises:
+            InputError: a side is no multiple of `patch_size`.
+        """
+        if min(height, width) < 1 or height % self.patch_size or width % self.patch_size:
+            raise InputError(
+                f"image_size {height} × {width} holds no whole patches: use multiples of {self.patch_size} pixels"
+            )
+        return height // self.patch_size, width // self.patch_size
 
 
 @dataclass(frozen=True)
@@ -131,6 +147,8 @@ class QLIPConfig:
         vision_projection_bias, text_projection_bias: biases of the projections into that space.
         logit_scale_init_value: initial `logit_scale`, a logarithm.
         initializer_factor: scales the standard deviations of random initialisation.
+        image_size: height and width of the images that it works on, where they are not of the native size;
+            positions are then interpolated. See `at_size`.
     """
 
     vision: ImageTowerConfig = field(default_factory=ImageTowerConfig)
@@ -142,14 +160,42 @@ class QLIPConfig:
     text_projection_bias: bool = False
     logit_scale_init_value: float = 2.6592
     initializer_factor: float = 1.0
+    image_size: tuple[int, int] | None = None
 
     def __post_init__(self):
         _check(self)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images that it works on, in pixels."""
+        return self.image_size or (self.vision.image_size, self.vision.image_size)
+
+    @property
+    def grid(self) -> Grid:
+        """Rows and columns of an image's tokens."""
+        return self.vision.grid_of(*self.size)
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of an image."""
-        return self.vision.num_patches
+        rows, columns = self.grid
+        return rows * columns
+
+    def at_size(self, image_size: int | Sequence[int]) -> "QLIPConfig":
+        """The same model, with the same weights, for images of another size.
+
+        Args:
+            image_size: side, or height and width, in pixels; multiples of the patch size.
+
+        Raises:
+            InputError: it is no such size.
+        """
+        sides = [image_size] * 2 if type(image_size) is int else image_size
+        if not isinstance(sides, list | tuple) or [type(side) for side in sides] != [int, int]:
+            raise InputError(f"image_size is {image_size!r}: use a number of pixels, or a height and a width")
+        height, width = sides
+        native = height == width == self.vision.image_size
+        return replace(self, image_size=None if native else (height, width))
 
     @property
     def num_bits(self) -> int:
@@ -180,18 +226,22 @@ class QLIPConfig:
                 f"config: vision_config.hidden_size_post_q is {vision['hidden_size_post_q']}, but the decoder "
                 f"that takes it has hidden_size {decoder.hidden_size}: make them equal"
             )
-        return _read(
+        model = _read(
             cls,
             config,
             vision=_read(ImageTowerConfig, vision),
             text=_read(TextConfig, config["text_config"]),
             decoder=decoder,
             quantizer=_read(QuantizerConfig, quantizer),
+            image_size=None,
         )
+        return model if config.get("image_size") is None else model.at_size(config["image_size"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Write the published `config.json`, every value spelt out."""
+        """Write the published `config.json`, every value spelt out; `image_size` only where it is not native."""
         config = asdict(self)
+        if self.image_size is None:
+            del config["image_size"]
         vision, text, decoder = config.pop("vision"), config.pop("text"), config.pop("decoder")
         quantizer = config.pop("quantizer") | {"input_format": "blc", "l2_norm": True, "soft_entropy": True}
         vision |= {"hidden_size_post_q": self.hidden_size_post_q, "projection_dim": self.projection_dim}
@@ -261,6 +311,7 @@ def _check(config: QLIPConfig) -> None:
             )
     if vision.grid_size != decoder.grid_size:
         raise InputError(f"vision has {vision.grid_size} patches a side and decoder {decoder.grid_size}")
+    vision.grid_of(*config.size)
     if not 1 <= quantizer.embed_dim <= 63:
         raise InputError(f"quantizer.embed_dim is {quantizer.embed_dim}: a token has 1 to 63 bits")
     if quantizer.group_size < 1 or quantizer.embed_dim % quantizer.group_size:

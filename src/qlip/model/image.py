@@ -9,7 +9,7 @@ import json
 import math
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -205,10 +205,14 @@ class ImageProcessor:
     It gives the 8-bit pixels that `transformers`' CLIPImageProcessorPil gives. Of a picture whose resized
     long side would pass 64 crops, only what the crop needs is resized: the same but for rounding.
 
+    A crop that is no square is CLIP's too, in `preprocessor_config.json`, but where CLIP would leave black what a
+    picture lacks beside its short side, we make the picture larger.
+
     Attributes:
-        resize: the short side after resizing, in pixels.
-        crop: the side of the square that is cut from the centre, in pixels; what lies outside the resized
-            picture is black.
+        resize: the short side after resizing, in pixels. For a crop that is no square, a picture of the crop's
+            aspect; one of another aspect is made just large enough to cover that.
+        crop: the side of the square that is cut from the centre, or height and width, in pixels; what lies outside
+            the resized picture is black.
         resample: a `PIL.Image.Resampling`; bicubic by default.
         mean: per channel, of values in [0, 1].
         std: per channel, of values in [0, 1].
@@ -218,21 +222,32 @@ class ImageProcessor:
     """
 
     resize: int
-    crop: int
+    crop: int | tuple[int, int]
     resample: int = Image.Resampling.BICUBIC
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
 
     def __post_init__(self) -> None:
-        for field in ("resize", "crop"):
-            if not _is_int(getattr(self, field)) or getattr(self, field) < 1:
-                raise InputError(f"{field}={getattr(self, field)!r}: use a number of pixels, at least 1")
+        if not _is_int(self.resize) or self.resize < 1:
+            raise InputError(f"resize={self.resize!r}: use a number of pixels, at least 1")
+        if len(self.size) != 2 or not all(_is_int(side) and side >= 1 for side in self.size):
+            raise InputError(f"crop={self.crop!r}: use a number of pixels, at least 1, or height and width")
         if not _is_int(self.resample) or self.resample not in list(Image.Resampling):
             raise InputError(f"resample={self.resample!r}: use a PIL.Image.Resampling, such as 3 for bicubic")
         for field in ("mean", "std"):
             value = getattr(self, field)
             if not _is_rgb(value) or (field == "std" and min(value) <= 0):
                 raise InputError(f"{field}={value!r}: use three finite numbers, above 0 for std")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of what it gives, in pixels."""
+        return self.crop if isinstance(self.crop, tuple) else (self.crop, self.crop)
+
+    def at_size(self, size: tuple[int, int]) -> "ImageProcessor":
+        """The same for pictures of another height and width, with as much cut off at their edges."""
+        resize = round(self.resize * min(size) / min(self.size))
+        return replace(self, resize=resize, crop=_crop(*size))
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> "ImageProcessor":
@@ -250,8 +265,8 @@ class ImageProcessor:
             raise InputError(f"rescale_factor={factor!r}: use 1/255, pictures have 8 bits")
         normalized = config.get("do_normalize", True)
         return cls(
-            resize=_one_side(config.get("size", 224), "size", ("shortest_edge",)),
-            crop=_one_side(config.get("crop_size", 224), "crop_size", ("height", "width")),
+            resize=_sides(config.get("size", 224), "size", ("shortest_edge",))[0],
+            crop=_crop(*_sides(config.get("crop_size", 224), "crop_size", ("height", "width"))),
             resample=config.get("resample", Image.Resampling.BICUBIC),
             mean=_as_tuple(config.get("image_mean", CLIP_MEAN)) if normalized else (0.0, 0.0, 0.0),
             std=_as_tuple(config.get("image_std", CLIP_STD)) if normalized else (1.0, 1.0, 1.0),
@@ -281,7 +296,7 @@ class ImageProcessor:
             "size": {"shortest_edge": self.resize},
             "resample": int(self.resample),
             "do_center_crop": True,
-            "crop_size": {"height": self.crop, "width": self.crop},
+            "crop_size": dict(zip(("height", "width"), self.size, strict=True)),
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,
@@ -302,29 +317,32 @@ class ImageProcessor:
             images: one or many, in any form that `read_image` and `as_images` take.
 
         Returns:
-            pixel_values (B, 3, crop, crop) float32, normalised.
+            pixel_values (B, 3, H, W) float32, normalised.
 
         Raises:
             InputError: an image cannot be read.
         """
         pixels = [self.normalize(self.preprocess(image)) for image in as_images(images)]
-        return torch.stack(pixels) if pixels else torch.empty(0, 3, self.crop, self.crop)
+        return torch.stack(pixels) if pixels else torch.empty(0, 3, *self.size)
 
     def preprocess(self, image: ImageSource) -> Image.Image:
         """Read, resize and crop one picture.
 
         Returns:
-            8-bit RGB of crop x crop pixels: what the model sees, to compare its reconstruction with.
+            8-bit RGB of the crop's size: what the model sees, to compare its reconstruction with.
 
         Raises:
             InputError: the image cannot be read.
         """
         image = read_image(image)
-        short = min(image.size)
-        width, height = (int(self.resize * side / short) for side in image.size)
-        left, top = (width - self.crop) // 2, (height - self.crop) // 2
-        part = (left, top, left + self.crop, top + self.crop)
-        if max(width, height) > 64 * self.crop:  # 1x30,000 pixels would become 256x7,680,000
+        crop_height, crop_width = self.size
+        sides = zip(image.size, (crop_width, crop_height), strict=True)
+        short, crop = min(sides, key=lambda side: side[0] / side[1])  # short beside the crop's
+        resize = round(self.resize * crop / min(self.size))
+        width, height = (int(resize * side / short) for side in image.size)
+        left, top = (width - crop_width) // 2, (height - crop_height) // 2
+        part = (left, top, left + crop_width, top + crop_height)
+        if max(width, height) > 64 * max(self.size):  # 1x30,000 pixels would become 256x7,680,000
             return _resize_part(image, (width, height), part, self.resample)
         return image.resize((width, height), self.resample).crop(part)
 
@@ -386,15 +404,17 @@ def _resize_part(
     return image.crop((part[0] - x0, part[1] - y0, part[2] - x0, part[3] - y0))
 
 
-def _one_side(value: Any, field: str, keys: tuple[str, ...]) -> int:
-    """A config's size: a number, or a dict in which all of `keys`, and no others, have that number."""
-    side = value
-    if isinstance(value, dict):
-        given = {key: number for key, number in value.items() if number is not None}
-        side = given.get(keys[0]) if given == dict.fromkeys(keys, given.get(keys[0])) else None
-    if not _is_int(side):
+def _sides(value: Any, field: str, keys: tuple[str, ...]) -> list[int]:
+    """A config's size: a number for all of `keys`, or a dict in which these, and no others, have numbers."""
+    given = value if isinstance(value, dict) else dict.fromkeys(keys, value)
+    given = {key: number for key, number in given.items() if number is not None}
+    if given.keys() != set(keys) or not all(map(_is_int, given.values())):
         raise InputError(f"{field}={value!r}: use {json.dumps(dict.fromkeys(keys, 256))}")
-    return side
+    return [given[key] for key in keys]
+
+
+def _crop(height: int, width: int) -> int | tuple[int, int]:
+    return height if height == width else (height, width)
 
 
 def _as_tuple(value: Any) -> Any:

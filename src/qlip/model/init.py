@@ -20,6 +20,7 @@ from torch import Tensor
 from qlip.errors import InputError, one_line
 from qlip.model.checkpoint import DERIVED
 from qlip.model.hub import PICKLES, conversion
+from qlip.model.layers import resize_positions
 from qlip.model.qlip import QLIP
 
 Source = Literal["eva-clip", "eva-mim", "clip-text", "qlip"]
@@ -272,12 +273,11 @@ def _resize(name: str, tensor: Tensor, shape: torch.Size, num_channels: int) -> 
 
 
 def _resize_positions(positions: Tensor, num_patches: int) -> Tensor:
-    """(N, D) of a square grid → (num_patches, D) float32, bicubic; what is no square stays."""
+    """(N, D) of a square grid → (num_patches, D) float32; what is no square stays."""
     old, new = _side(len(positions)), _side(num_patches)
-    if old in (0, new) or old**2 != len(positions):
+    if old == 0 or old**2 != len(positions):
         return positions
-    grid = positions.float().T.unflatten(1, (old, old))[None]
-    return F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)[0].flatten(1).T
+    return resize_positions(positions.float(), (old, old), (new, new))
 
 
 def _resize_kernels(kernels: Tensor, patch_size: int) -> Tensor:

@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from qlip.model.config import TowerConfig
+from qlip.model.config import Grid, TowerConfig
+
+Tables = tuple[Tensor, Tensor]
 
 _ACTIVATIONS = {
     "gelu": F.gelu,
@@ -61,24 +63,61 @@ class Rotary(nn.Module):
             self.cos, self.sin = (table.to(self.cos.device) for table in tables)
         return self
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Turn the last N tokens of queries or keys (..., T, head_dim); those before them (CLS) stay.
-
-        If there are fewer than N, as in a short text, they take the first positions.
-        """
-        num_plain = max(x.shape[-2] - self.cos.shape[0], 0)
-        plain, x = x[..., :num_plain, :], x[..., num_plain:, :]
-        cos, sin = self.cos[: x.shape[-2]], self.sin[: x.shape[-2]]
-        x0, x1 = x.unflatten(-1, (-1, 2)).unbind(-1)
-        turned = torch.stack((-x1, x0), dim=-1).flatten(-2)
-        x = (x * cos + turned * sin).to(x.dtype)
-        return torch.cat((plain, x), dim=-2) if num_plain else x
+    @property
+    def tables(self) -> Tables:
+        """Cosines and sines, both (N, head_dim) float32."""
+        return self.cos, self.sin
 
 
-def grid_rotary(config: TowerConfig, grid_size: int) -> Rotary:
-    """Rotary over a square grid of patches, row-major; a side spans 16 units whatever its length."""
-    side = torch.arange(grid_size, device="cpu").float() / grid_size * 16
-    return Rotary(torch.cartesian_prod(side, side), config.head_dim)
+def rotate(x: Tensor, tables: Tables) -> Tensor:
+    """Turn the last N tokens of queries or keys (..., T, head_dim); those before them (CLS) stay.
+
+    If there are fewer than N, as in a short text, they take the first positions.
+    """
+    cos, sin = tables
+    num_plain = max(x.shape[-2] - cos.shape[0], 0)
+    plain, x = x[..., :num_plain, :], x[..., num_plain:, :]
+    cos, sin = cos[: x.shape[-2]], sin[: x.shape[-2]]
+    x0, x1 = x.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((-x1, x0), dim=-1).flatten(-2)
+    x = (x * cos + turned * sin).to(x.dtype)
+    return torch.cat((plain, x), dim=-2) if num_plain else x
+
+
+class GridRotary(Rotary):
+    """Rotary over a grid of patches, row-major; a side spans 16 units whatever its length.
+
+    So a picture's edges keep their places when its size changes, as with interpolated positions. It is how EVA-02
+    goes from 16 x 16 patches to other grids.
+    """
+
+    def __init__(self, head_dim: int, grid: Grid):
+        """Compute the tables of a grid."""
+        rows, columns = (torch.arange(length, device="cpu").float() / length * 16 for length in grid)
+        super().__init__(torch.cartesian_prod(rows, columns), head_dim)
+        self.head_dim, self.grid = head_dim, grid
+
+    def at(self, grid: Grid) -> "GridRotary":
+        """The same over another grid."""
+        return self if grid == self.grid else GridRotary(self.head_dim, grid).to(self.cos.device)
+
+
+def resize_positions(positions: Tensor, old: Grid, new: Grid) -> Tensor:
+    """Learnt positions of one grid → of another, by bicubic interpolation; gradients flow.
+
+    Args:
+        positions: (rows · columns, D), row-major.
+        old: their grid.
+        new: the grid to have.
+
+    Returns:
+        The same dtype, interpolated in float32 at least; `positions` themselves if the grid stays.
+    """
+    if new == old:
+        return positions
+    image = positions.to(torch.promote_types(positions.dtype, torch.float32)).T.unflatten(1, old)[None]
+    resized = F.interpolate(image, size=new, mode="bicubic", align_corners=False)
+    return resized[0].flatten(1).T.to(positions.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
@@ -107,14 +146,14 @@ class Attention(nn.Module):
         self.inner_attn_ln = nn.LayerNorm(dim, eps=config.layer_norm_eps) if config.subln else nn.Identity()
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | None, is_causal: bool) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tables | None, mask: Tensor | None, is_causal: bool) -> Tensor:
         """(B, T, D) → (B, T, D). `mask` is boolean, True where a key may be seen, (B, 1, T, T)."""
         q, k, v = (
             proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         if rotary is not None:
-            q, k = rotary(q), rotary(k)
+            q, k = rotate(q, rotary), rotate(k, rotary)
         x = attend(q, k, v, mask, is_causal)
         return self.out_proj(self.inner_attn_ln(x.transpose(1, 2).flatten(2)))
 
@@ -160,7 +199,7 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config) if config.swiglu else MLP(config)
 
     def forward(
-        self, x: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None, is_causal: bool = False
+        self, x: Tensor, rotary: Tables | None = None, mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
         """(B, T, D) → (B, T, D)."""
         x = x + self.self_attn(self.layer_norm1(x), rotary, mask, is_causal)
@@ -181,7 +220,7 @@ class Blocks(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
 
     def forward(
-        self, x: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None, is_causal: bool = False
+        self, x: Tensor, rotary: Tables | None = None, mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
         """(B, T, D) → (B, T, D), before any final norm."""
         for layer in self.layers:

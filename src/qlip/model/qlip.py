@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import qlip.bits
 from qlip.errors import InputError
-from qlip.model.config import QLIPConfig
+from qlip.model.config import Grid, QLIPConfig
 from qlip.model.image import ImageProcessor, as_images
 from qlip.model.layers import to_sphere
 from qlip.model.quantizer import quantize
@@ -63,6 +63,9 @@ class QLIP(nn.Module):
 
     On tensors: `encode` → `quantize` → `decode`, `encode_image`, `encode_text`, and `forward` for all at
     once. On pictures: `tokenize`, `detokenize`, `classify`.
+
+    Tensors may be of any size in whole patches, (B, 3, H, W) with N = H/patch · W/patch tokens in row-major order:
+    where it is not the native size, positions are interpolated. Pictures are brought to `config.size`.
 
     Attributes:
         config: the model's configuration.
@@ -138,7 +141,7 @@ class QLIP(nn.Module):
             output.latents = self.compress(output.features)
             output.codes = self.quantize(output.latents)
             output.quantized_features = self.expand(output.codes)
-            output.reconstructions = self.vision_decoder(output.quantized_features)
+            output.reconstructions = self.vision_decoder(output.quantized_features, self.grid_of(pixel_values))
         if input_ids is not None:
             output.text_embeds = self.encode_text(input_ids, attention_mask)
         if output.image_embeds is not None and output.text_embeds is not None:
@@ -153,9 +156,9 @@ class QLIP(nn.Module):
         """Latents (B, N, L) → codes (B, N, L) of ±1/√L, straight-through."""
         return quantize(latents)
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Codes (B, N, L) → (B, 3, H, W) in normalised pixel space."""
-        return self.vision_decoder(self.expand(codes))
+    def decode(self, codes: Tensor, grid: Grid | None = None) -> Tensor:
+        """Codes (B, N, L) of a grid, `config.grid` by default → (B, 3, H, W) in normalised pixel space."""
+        return self.vision_decoder(self.expand(codes), grid or self.config.grid)
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) normalised → image_embeds (B, P), unit vectors."""
@@ -174,11 +177,21 @@ class QLIP(nn.Module):
 
     def hidden_states(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) normalised → (B, 1 + N, D), CLS first, patch features Z after it."""
-        vision = self.config.vision
-        expected = (vision.num_channels, vision.image_size, vision.image_size)
-        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
-            raise InputError(f"pixel_values are {tuple(pixel_values.shape)}, this model takes (B, *{expected})")
+        self.grid_of(pixel_values)
         return self.vision_model(pixel_values.to(self.dtype))
+
+    def grid_of(self, pixel_values: Tensor) -> Grid:
+        """Rows and columns of the tokens of (B, 3, H, W).
+
+        Raises:
+            InputError: the shape is another, or H or W is no multiple of the patch size.
+        """
+        vision = self.config.vision
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != vision.num_channels:
+            raise InputError(
+                f"pixel_values are {tuple(pixel_values.shape)}, this model takes (B, {vision.num_channels}, H, W)"
+            )
+        return vision.grid_of(*pixel_values.shape[2:])
 
     def project(self, cls: Tensor) -> Tensor:
         """CLS states (B, D) → image_embeds (B, P), unit vectors."""
@@ -241,11 +254,12 @@ class QLIP(nn.Module):
         return torch.cat([self.codes_to_tokens(self.quantize(latents)).cpu() for latents in batches])
 
     @torch.no_grad()
-    def detokenize(self, tokens: Tensor) -> Tensor:
+    def detokenize(self, tokens: Tensor, grid: Grid | None = None) -> Tensor:
         """Rebuild pictures from tokens.
 
         Args:
             tokens: (B, N) integers, or (N,) for one picture.
+            grid: rows and columns of a picture's tokens; `config.grid` by default.
 
         Returns:
             (B, 3, H, W) float32 in [0, 1], on the CPU.
@@ -253,10 +267,14 @@ class QLIP(nn.Module):
         processor = self.need_image_processor()
         tokens = torch.as_tensor(tokens)
         tokens = tokens[None] if tokens.ndim == 1 else tokens
-        if tokens.ndim != 2 or tokens.shape[1] != self.config.num_tokens:
-            raise InputError(f"tokens are {tuple(tokens.shape)}, this model takes (B, {self.config.num_tokens})")
+        rows, columns = grid or self.config.grid
+        if tokens.ndim != 2 or tokens.shape[1] != rows * columns:
+            raise InputError(
+                f"tokens are {tuple(tokens.shape)}, but a grid of {rows} × {columns} takes (B, {rows * columns}): "
+                "pass the grid that they are of"
+            )
         codes = (self.tokens_to_codes(batch.to(self.device)) for batch in tokens.split(BATCH_SIZE))
-        return torch.cat([processor.denormalize(self.decode(c).float()).cpu() for c in codes])
+        return torch.cat([processor.denormalize(self.decode(c, grid).float()).cpu() for c in codes])
 
     @torch.no_grad()
     def classify(self, images: Any, labels: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES) -> Tensor:
@@ -329,7 +347,8 @@ class QLIP(nn.Module):
 
         Decoders and up MLPs may improve under the same ids. Under one name a picture's ids can still differ in
         a few bits, since the hash does not hold the precision and device that compute them, nor what prepared
-        the picture: the image processor and the version of Pillow.
+        the picture: the image processor and the version of Pillow. Nor does it hold `config.image_size`: at
+        another size the same weights make the ids, of another grid.
 
         Returns:
             16 hexadecimal digits.

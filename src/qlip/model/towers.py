@@ -7,26 +7,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qlip.model.config import ImageTowerConfig, QLIPConfig, TextConfig
-from qlip.model.layers import Blocks, Rotary, grid_rotary
+from qlip.model.config import Grid, ImageTowerConfig, QLIPConfig, TextConfig
+from qlip.model.layers import Blocks, GridRotary, Rotary, resize_positions
 from qlip.model.quantizer import QuantizerMLP
 
 
 class VisionEmbeddings(nn.Module):
-    """Patches and a CLS token, with learned positions."""
+    """Patches and a CLS token, with learned positions: those of the native grid, interpolated for any other."""
 
     def __init__(self, config: ImageTowerConfig):
         super().__init__()
         dim, patch = config.hidden_size, config.patch_size
+        self.native_grid = config.grid_size, config.grid_size
         self.class_embedding = nn.Parameter(torch.empty(dim))
         self.patch_embedding = nn.Conv2d(config.num_channels, dim, patch, stride=patch)
         self.position_embedding = nn.Embedding(config.num_patches + 1, dim)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, 1 + N, D), CLS first."""
-        patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
+        patches = self.patch_embedding(pixel_values)
+        rows, columns = patches.shape[2:]
+        patches = patches.flatten(2).transpose(1, 2)
         cls = self.class_embedding.expand(len(patches), 1, -1)
-        return torch.cat((cls, patches), dim=1) + self.position_embedding.weight
+        positions = self.position_embedding.weight
+        resized = resize_positions(positions[1:], self.native_grid, (rows, columns))
+        return torch.cat((cls, patches), dim=1) + torch.cat((positions[:1], resized))
 
 
 class VisionEncoder(nn.Module):
@@ -37,7 +42,8 @@ class VisionEncoder(nn.Module):
         vision, num_bits, post_dim = config.vision, config.num_bits, config.hidden_size_post_q
         dim = vision.hidden_size
         self.embeddings = VisionEmbeddings(vision)
-        self.rope = grid_rotary(vision, vision.grid_size) if vision.rope else None
+        self.rope = GridRotary(vision.head_dim, self.embeddings.native_grid) if vision.rope else None
+        self.grid_of = vision.grid_of
         self.encoder = Blocks(vision)
         self.post_layernorm = nn.LayerNorm(dim, eps=vision.layer_norm_eps)
         self.quant_embed = QuantizerMLP(dim, dim, num_bits, vision.hidden_act)
@@ -45,30 +51,33 @@ class VisionEncoder(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) normalised → (B, 1 + N, D), CLS first, before any final norm."""
-        return self.encoder(self.embeddings(pixel_values), self.rope)
+        rotary = self.rope and self.rope.at(self.grid_of(*pixel_values.shape[2:])).tables
+        return self.encoder(self.embeddings(pixel_values), rotary)
 
 
 class Decoder(nn.Module):
-    """From quantized features back to pixels."""
+    """From quantized features back to pixels, with positions as in `VisionEmbeddings`."""
 
     def __init__(self, config: ImageTowerConfig):
         super().__init__()
         dim, pixels = config.hidden_size, config.num_channels * config.patch_size**2
-        self.grid_size, self.patch_size = config.grid_size, config.patch_size
+        self.native_grid, self.patch_size = (config.grid_size, config.grid_size), config.patch_size
         self.position_embeddings = nn.Parameter(torch.empty(1, config.num_patches, dim))
-        self.rope = grid_rotary(config, config.grid_size) if config.rope else None
+        self.rope = GridRotary(config.head_dim, self.native_grid) if config.rope else None
         self.encoder = Blocks(config)
         self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.ffn = nn.Sequential(nn.Linear(dim, config.intermediate_size), nn.Tanh())
         self.conv_out = nn.Linear(config.intermediate_size, pixels)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, N, D) → (B, 3, H, W) in normalised pixel space."""
-        x = self.encoder(features + self.position_embeddings, self.rope)
+    def forward(self, features: Tensor, grid: Grid | None = None) -> Tensor:
+        """(B, N, D) of a grid, the native one by default → (B, 3, H, W) in normalised pixel space."""
+        grid = grid or self.native_grid
+        positions = resize_positions(self.position_embeddings[0], self.native_grid, grid)
+        x = self.encoder(features + positions, self.rope and self.rope.at(grid).tables)
         x = self.conv_out(self.ffn(self.norm(x)))
         # Fold is "unpatchify": a patch's values lie in the order (channel, row, column).
-        side = self.grid_size * self.patch_size
-        return F.fold(x.transpose(1, 2), (side, side), self.patch_size, stride=self.patch_size)
+        height, width = (length * self.patch_size for length in grid)
+        return F.fold(x.transpose(1, 2), (height, width), self.patch_size, stride=self.patch_size)
 
 
 class TextEmbeddings(nn.Module):
@@ -110,7 +119,8 @@ class TextEncoder(nn.Module):
                 len(causal), dtype=torch.bool, device=causal.device
             )
             mask = mask[:, None]
-        x = self.encoder(self.embeddings(input_ids), self.rope, mask, is_causal=mask is None)
+        rotary = self.rope and self.rope.tables
+        x = self.encoder(self.embeddings(input_ids), rotary, mask, is_causal=mask is None)
         x = self.final_layer_norm(x)
         return x[torch.arange(len(x), device=x.device), self._end_positions(input_ids)]
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import qlip
 from qlip.errors import InputError
-from qlip.model import PRESETS, QLIP, QLIPConfig, checkpoint
+from qlip.model import PRESETS, QLIP, QLIPConfig, checkpoint, init_from
 from qlip.model.image import ImageProcessor
 from qlip.model.text import TextTokenizer
 
@@ -98,6 +98,44 @@ def test_saved_and_loaded_is_the_same(model, tmp_path, dtype):
     assert all(p.requires_grad and isinstance(p, torch.nn.Parameter) for p in loaded.parameters())
     assert not any(t.is_meta for t in (*loaded.parameters(), *loaded.buffers()))
     assert loaded.id_hash() == model.id_hash()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loaded_for_another_size(folder, model, dtype, tmp_path):
+    loaded = qlip.load(folder, image_size=(48, 80), dtype=dtype)
+    assert_same_weights(loaded, model.to(dtype))
+    assert loaded.id_hash() == model.id_hash()
+    assert loaded.config.size == loaded.image_processor.size == (48, 80)
+    tokens = loaded.tokenize(torch.rand(2, 3, 100, 200))
+    assert tokens.shape == (2, loaded.config.num_tokens) and loaded.detokenize(tokens).shape == (2, 3, 48, 80)
+    loaded.save(tmp_path / "wide")
+    again = qlip.load(tmp_path / "wide", dtype=dtype)
+    assert again.config == loaded.config and again.image_processor == loaded.image_processor
+    assert torch.equal(again.tokenize(torch.zeros(3, 90, 90)), loaded.tokenize(torch.zeros(3, 90, 90)))
+    native = qlip.load(tmp_path / "wide", dtype=dtype, image_size=32)
+    assert native.config == model.config and native.image_processor == model.image_processor
+    native.save(tmp_path / "native")
+    for file in ("config.json", "preprocessor_config.json"):
+        assert (tmp_path / "native" / file).read_bytes() == (folder / file).read_bytes()
+
+
+def test_another_size_is_that_of_a_model_built_for_it(folder, model):
+    """`init_from` resizes the positions themselves, once and for all."""
+    ours = qlip.load(folder, image_size=48)
+    vision, decoder = (replace(tower, image_size=48) for tower in (model.config.vision, model.config.decoder))
+    built = QLIP(replace(model.config, vision=vision, decoder=decoder)).eval()
+    init_from(built, folder, "qlip")
+    pixels = torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        expected, output = built(pixels), ours(pixels)
+    for name in ("image_embeds", "latents", "reconstructions"):
+        torch.testing.assert_close(getattr(output, name), getattr(expected, name), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("image_size", [33, (32, 20), (0, 32), (-32, 32), (32,), "64", (48.0, 32)])
+def test_a_size_of_no_whole_patches_is_refused(folder, image_size):
+    with pytest.raises(InputError, match="image_size"):
+        qlip.load(folder, image_size=image_size)
 
 
 def test_converts_when_saving_and_when_loading(model, tmp_path):
@@ -417,7 +455,10 @@ BROKEN = {
         r"shapes differ: 'visual_projection.weight' is \(3, 5\), not \(24, 48\)$",
     ),
     "wrong dtype": (with_weights(cast_one), r"these are no weights: 'logit_scale' is torch.int8$"),
-    "larger crop": (larger_crop, r"preprocessor_config.json' crops to 64 pixels, but the model takes 32"),
+    "larger crop": (
+        larger_crop,
+        r"preprocessor_config.json' crops to 64 × 64 pixels, .* takes 32 × 32",
+    ),
     "preprocessor": (holding("preprocessor_config.json", b"3"), r"preprocessor_config.json' is not a usable"),
     "larger vocabulary": (larger_vocabulary, r"vocabulary has \d+ ids, but the model embeds \d+"),
     "vocabulary": (holding("tokenizer.json", b"{}"), r"tokenizer.json' is not a usable vocabulary"),

@@ -88,15 +88,19 @@ def configs(draw):
         inv_temperature=st.floats(0.01, 100),
         persample_entropy_compute=st.sampled_from(["group", "analytical"]),
     )
+    vision = draw(image_towers(grid))
+    image_size = st.tuples(st.integers(1, 5), st.integers(1, 5)).map(
+        lambda grid: tuple(n * vision.patch_size for n in grid)
+    )
     return QLIPConfig(
-        vision=draw(image_towers(grid)),
+        vision=vision,
         decoder=draw(image_towers(grid)),
         text=draw(towers(TextConfig, vocab_size=st.integers(3, 99), max_position_embeddings=st.integers(1, 9))),
         quantizer=draw(quantizer),
         projection_dim=draw(st.integers(1, 16)),
         vision_projection_bias=draw(st.booleans()),
         text_projection_bias=draw(st.booleans()),
-    )
+    ).at_size(draw(image_size))
 
 
 @given(configs())
@@ -105,6 +109,7 @@ def test_a_config_comes_back_from_its_file(config):
     assert QLIPConfig.from_dict(json.loads(json.dumps(written))) == config
     assert written["vision_config"]["hidden_size_post_q"] == config.decoder.hidden_size
     assert QLIPConfig.from_dict(written).to_dict() == written
+    assert ("image_size" in written) == (config.size != (config.vision.image_size, config.vision.image_size))
 
 
 def expected_keys(config):
@@ -137,10 +142,10 @@ def expected_keys(config):
 def test_every_config_builds_runs_and_names_its_weights(config):
     model = QLIP(config)
     assert model.state_dict().keys() == expected_keys(config)
-    vision, decoder = config.vision, config.decoder
-    pixels = torch.randn(2, 3, vision.image_size, vision.image_size)
+    decoder = config.decoder
+    pixels = torch.randn(2, 3, *config.size)
     output = model(pixels, torch.randint(config.text.vocab_size, (2, config.text.max_position_embeddings)))
-    assert output.reconstructions.shape == (2, 3, decoder.image_size, decoder.image_size)
+    assert output.reconstructions.shape == (2, 3, *(n * decoder.patch_size for n in config.grid))
     assert output.latents.shape == (2, config.num_tokens, config.num_bits)
     assert output.logits_per_image.shape == (2, 2)
     assert all(torch.isfinite(getattr(output, f.name)).all() for f in fields(output))
@@ -206,6 +211,10 @@ def read(**values):
         ({"vision_config": {"layer_norm_eps": "1e-6"}}, "layer_norm_eps is '1e-6', not float"),
         ({"text_config": {"hidden_size": None}}, "hidden_size is None, not int"),
         ({"vision_config": {"hidden_size_post_q": 64}}, "hidden_size_post_q is 64, .* hidden_size 768"),
+        ({"image_size": [224, 100]}, "image_size 224 × 100 holds no whole patches: use multiples of 32"),
+        ({"image_size": "224"}, "image_size is .*: use a number of pixels, or a height and a width"),
+        ({"image_size": 224.5}, "image_size is 224.5"),
+        ({"image_size": [224]}, "image_size is .*: use a number of pixels, or a height and a width"),
         ({"vision_config": {"quantizer": "vq"}}, "quantizer is 'vq', but only 'bsq'"),
         ({"vision_config": {"quantizer_cfg": {"l2_norm": False}}}, "l2_norm is False"),
         ({"vision_config": {"quantizer_cfg": {"input_format": "bchw"}}}, "input_format is 'bchw'"),

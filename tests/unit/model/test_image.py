@@ -411,6 +411,26 @@ def test_any_size_agrees_with_transformers(reference_class, width, height, resiz
     np.testing.assert_array_equal(pixels(ours.preprocess(image)), expected)
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "short_side"),
+    [(200, 100, 64), (96, 64, 64), (97, 64, 64), (100, 100, 96), (50, 90, 96), (1, 30, 96), (30, 1, 64)],
+)
+def test_a_crop_that_is_no_square_is_covered(reference_class, width, height, short_side):
+    """The same as CLIP's with a short side just large enough."""
+    ours, image = ImageProcessor(64, (64, 96)), Image.fromarray(noise(width, height))
+    theirs = reference_class(size={"shortest_edge": short_side}, crop_size={"height": 64, "width": 96})
+    expected = torch.tensor(np.asarray(theirs(image)["pixel_values"]))
+    assert ours(image).shape == (1, 3, 64, 96)
+    assert (ours(image) - expected).abs().max() <= 1e-5
+
+
+def test_another_size_keeps_the_margin():
+    processor = ImageProcessor(36, 32)
+    assert processor.at_size((64, 96)) == ImageProcessor(72, (64, 96))
+    assert processor.at_size((64, 96)).at_size((32, 32)) == processor
+    assert processor.at_size((64, 96)).preprocess(Image.new("RGB", (36, 24))).size == (96, 64)
+
+
 LONG = [(9, 5000), (5000, 9), (1, 3000), (3000, 1), (9001, 40), (40, 9001)]
 
 
@@ -476,8 +496,9 @@ def test_normalize_and_back():
 # --- preprocessor_config.json ------------------------------------------------------------------------------
 
 
-def test_config_round_trip(tmp_path, reference_class):
-    processor = ImageProcessor(392, 256, resample=2, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
+@pytest.mark.parametrize("crop", [256, (256, 384)])
+def test_config_round_trip(tmp_path, reference_class, crop):
+    processor = ImageProcessor(392, crop, resample=2, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
     assert ImageProcessor.from_dict(processor.to_dict()) == processor
     processor.save(tmp_path / "new" / "folder")
     assert ImageProcessor.from_file(tmp_path / "new" / "folder" / "preprocessor_config.json") == processor
@@ -508,7 +529,7 @@ def test_config_as_published():
         ({"size": True}, "size=True"),
         ({"size": 0}, "resize=0"),
         ({"crop_size": -3}, "crop=-3"),
-        ({"crop_size": {"height": 256, "width": 512}}, "crop_size="),
+        ({"crop_size": {"height": 0, "width": 512}}, "crop=(0, 512)"),
         ({"crop_size": {"height": 256}}, "crop_size="),
         ({"resample": 99}, "resample=99"),
         ({"resample": "bicubic"}, "resample='bicubic'"),

@@ -2,11 +2,26 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
+from transformers import CLIPVisionConfig
 from transformers.activations import ACT2FN
+from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 
-from qlip.model import ImageTowerConfig, TextConfig
+from qlip.model import TextConfig
 from qlip.model.config import ACTIVATIONS
-from qlip.model.layers import Attention, Block, Rotary, SwiGLU, activation, attend, grid_rotary, to_sphere
+from qlip.model.layers import (
+    Attention,
+    Block,
+    Blocks,
+    GridRotary,
+    Rotary,
+    SwiGLU,
+    activation,
+    attend,
+    resize_positions,
+    rotate,
+    to_sphere,
+)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -21,25 +36,28 @@ def turn(x, angles):
     return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
 
 
-@pytest.mark.parametrize(("grid", "head_dim"), [(1, 4), (3, 8), (4, 12), (28, 64)])
-def test_grid_rotary_turns_pairs_by_row_and_column(grid, head_dim):
-    rotary = grid_rotary(ImageTowerConfig(hidden_size=head_dim, num_attention_heads=1), grid)
-    x = torch.randn(2, 3, 1 + grid**2, head_dim)
+@pytest.mark.parametrize(
+    ("rows", "columns", "head_dim"), [(1, 1, 4), (3, 3, 8), (4, 4, 12), (28, 28, 64), (2, 3, 8), (16, 5, 12)]
+)
+def test_grid_rotary_turns_pairs_by_row_and_column(rows, columns, head_dim):
+    rotary = GridRotary(head_dim, (4, 4)).at((rows, columns))
+    x = torch.randn(2, 3, 1 + rows * columns, head_dim)
     dim = head_dim // 2
-    turned = rotary(x).double()
+    turned = rotate(x, rotary.tables).double()
     frequencies = 1e4 ** (-2 * torch.arange(dim // 2, dtype=torch.float64) / dim)
-    for i in range(grid**2):
-        row, column = i // grid / grid * 16, i % grid / grid * 16
+    for i in range(rows * columns):
+        row, column = i // columns / rows * 16, i % columns / columns * 16
         angles = torch.cat((row * frequencies, column * frequencies))
         expected = turn(x[:, :, 1 + i], angles)
         torch.testing.assert_close(turned[:, :, 1 + i], expected, rtol=0, atol=2e-5)
-    assert torch.equal(rotary(x)[:, :, 0], x[:, :, 0])  # CLS
-    torch.testing.assert_close(rotary(x[:, :, 1:]), rotary(x)[:, :, 1:])  # the decoder has none
+    assert torch.equal(rotate(x, rotary.tables)[:, :, 0], x[:, :, 0])  # CLS
+    without = rotate(x[:, :, 1:], rotary.tables)  # as in the decoder
+    torch.testing.assert_close(without, rotate(x, rotary.tables)[:, :, 1:])
 
 
 def scores(rotary, q, k, length):
     """q·k of the same query and key at all positions."""
-    q, k = (rotary(x.expand(length, -1)) for x in (q, k))
+    q, k = (rotate(x.expand(length, -1), rotary.tables) for x in (q, k))
     return (q @ k.T).double()
 
 
@@ -54,7 +72,7 @@ def test_text_scores_depend_on_distance_only():
 
 def test_image_scores_depend_on_both_distances_only():
     grid = 4
-    rotary = grid_rotary(ImageTowerConfig(hidden_size=16, num_attention_heads=1), grid)
+    rotary = GridRotary(16, (grid, grid))
     table = scores(rotary, *torch.randn(2, 16), length=grid**2).view(grid, grid, grid, grid)
     torch.testing.assert_close(table[1:, 1:, 1:, 1:], table[:-1, :-1, :-1, :-1], rtol=0, atol=1e-5)
     assert not torch.allclose(table[0, 0], table[0, 0].T)  # rows and columns have their own dimensions
@@ -62,12 +80,12 @@ def test_image_scores_depend_on_both_distances_only():
 
 def test_a_short_text_takes_the_first_positions():
     rotary, x = Rotary(torch.arange(9.0)[:, None], 12), torch.randn(2, 9, 12)
-    assert torch.equal(rotary(x[:, :4]), rotary(x)[:, :4])
+    assert torch.equal(rotate(x[:, :4], rotary.tables), rotate(x, rotary.tables)[:, :4])
 
 
 def test_rotary_keeps_the_dtype():
-    rotary = grid_rotary(ImageTowerConfig(hidden_size=16, num_attention_heads=1), 2)
-    assert rotary(torch.randn(1, 1, 5, 16, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    rotary = GridRotary(16, (2, 2))
+    assert rotate(torch.randn(1, 1, 5, 16, dtype=torch.bfloat16), rotary.tables).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -79,6 +97,37 @@ def test_rotary_tables_stay_float32_when_cast_and_follow_to_a_device(dtype):
     assert torch.equal(cast.cos, cos) and torch.equal(cast.sin, sin) and len(list(cast.buffers())) == 2
     moved = cast.to("meta", dtype)
     assert moved.cos.is_meta and moved.sin.is_meta and moved.cos.dtype == torch.float32
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (6, 6), (3, 3), (2, 7), (9, 1)])
+def test_positions_are_interpolated_as_clips(grid):
+    theirs = CLIPVisionEmbeddings(CLIPVisionConfig(hidden_size=12, image_size=16, patch_size=4))
+    tokens = torch.zeros(1, 1 + grid[0] * grid[1], 12)
+    expected = theirs.interpolate_pos_encoding(tokens, 4 * grid[0], 4 * grid[1])[0, 1:]
+    weight = theirs.position_embedding.weight
+    positions = weight.detach()[1:].requires_grad_()
+    ours = resize_positions(positions, (4, 4), grid)
+    assert torch.equal(ours, expected)
+    ours.square().sum().backward()
+    expected.square().sum().backward()
+    torch.testing.assert_close(positions.grad, weight.grad[1:])
+
+
+def test_interpolated_positions_keep_the_dtype():
+    positions = torch.randn(16, 6, dtype=torch.bfloat16)
+    expected = resize_positions(positions.float(), (4, 4), (2, 7)).bfloat16()
+    assert torch.equal(resize_positions(positions, (4, 4), (2, 7)), expected)
+
+
+def test_blocks_are_compiled_for_any_number_of_grids():
+    """Once for the first grid and once for all others: after eight times PyTorch compiles no more."""
+    blocks, counter = Blocks(TextConfig(12, 20, 1, 3)), CompileCounter()
+    for block in blocks.layers:
+        block.compile(backend=counter)
+    rotary = GridRotary(4, (2, 2))
+    for grid in [(2, 2), (2, 3), (3, 2), (4, 4), (5, 2), (2, 2), (6, 6)]:
+        blocks(torch.randn(2, grid[0] * grid[1], 12), rotary.at(grid).tables)
+    assert counter.frame_count == 2
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6)])
