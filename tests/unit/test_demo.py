@@ -15,7 +15,7 @@ from qlip.bits import unpack
 from qlip.demo import report
 from qlip.demo.codecs import CODECS, read
 from qlip.demo.report import TEMPLATES, build, print_summary, read_photos
-from qlip.demo.tokenmap import CELL, GAP, draw, token_colors
+from qlip.demo.tokenmap import CELL, GAP, ZERO_SHADE, draw, token_colors
 from qlip.errors import InputError
 from qlip.eval.metrics import to_uint8
 from qlip.model.config import PRESETS
@@ -206,7 +206,7 @@ def test_token_map_shows_every_bit():
     bits[0, 1] = bits[0, 0]
     colors = token_colors(bits)
     assert torch.equal(colors[0, 0], colors[0, 1])
-    picture = np.array(draw(bits[0], colors[0]))
+    picture = np.array(draw(bits[0], colors[0], (8, 8)))
     side = CELL + GAP
     assert picture.shape == (8 * side, 8 * side, 4)
     for token, (row, column) in ((0, (0, 0)), (13, (1, 5)), (63, (7, 7))):
@@ -215,13 +215,29 @@ def test_token_map_shows_every_bit():
         assert np.array_equal((seen == colors[0, token].numpy()).all(-1), bits[0, token].numpy().astype(bool))
 
 
-@pytest.mark.parametrize(("num_tokens", "num_bits"), [(1, 1), (4, 2), (9, 13), (1024, 28), (256, 63)])
-def test_token_map_of_any_shape(num_tokens, num_bits):
-    bits = torch.randint(2, (3, num_tokens, num_bits))
+@pytest.mark.parametrize(
+    ("grid", "num_bits"), [((1, 1), 1), ((2, 2), 2), ((3, 3), 13), ((32, 32), 28), ((16, 16), 63), ((2, 5), 4)]
+)
+def test_token_map_of_any_shape(grid, num_bits):
+    rows, columns = grid
+    bits = torch.randint(2, (3, rows * columns, num_bits))
     colors = token_colors(bits)
-    assert colors.shape == (3, num_tokens, 3)
-    width, height = draw(bits[0], colors[0]).size
-    assert width % num_tokens**0.5 == height % num_tokens**0.5 == 0
+    assert colors.shape == (3, rows * columns, 3)
+    picture = draw(bits[0], colors[0], grid)
+    cell = picture.height // rows
+    assert (picture.width % columns, picture.height % rows) == (0, 0)
+    for token in (0, columns - 1, (rows - 1) * columns, rows * columns - 1):
+        x, y = (token % columns + 0.5) * picture.width / columns, (token // columns + 0.5) * cell
+        shades = [np.array(picture.getpixel((int(x), int(y))))[:3], colors[0, token].numpy()]
+        assert min(np.abs(shades[0] - shade * shades[1]).max() for shade in (1, ZERO_SHADE)) <= 1
+
+
+def test_a_page_of_pictures_that_are_no_squares(small_model, tmp_path):
+    config = small_model.config.at_size((16, 32))
+    model = QLIP(config, name="wide", image_processor=small_model.image_processor.at_size((16, 32)))
+    page = build(model, tmp_path).path.read_text()
+    assert "--aspect:32/16" in page and "16&nbsp;×&nbsp;32 pixels as 8 tokens" in page
+    assert "repeat(4,1fr)" in page and "2 by 4 tokens" in page and "1,536 bytes" in page
 
 
 def test_equal_tokens_have_equal_colors():

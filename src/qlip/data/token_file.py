@@ -112,7 +112,7 @@ def token_writer(path: Path, token_format: TokenFormat) -> Iterator[Callable[[Se
 
 @dataclass(frozen=True)
 class TokenFiles:
-    """Token files of one tokenizer, read one batch after the other.
+    """Token files of one tokenizer and one grid, read one batch after the other.
 
     Attributes:
         files: the Parquet files, in order.
@@ -127,7 +127,7 @@ class TokenFiles:
         """Open token files, or folders of them.
 
         Raises:
-            InputError: a file is no token file, or they are of different tokenizers.
+            InputError: a file is no token file, or they are of different tokenizers or grids.
         """
         files = find_parquet(paths)
         formats = [TokenFormat.read(file) for file in files]
@@ -135,6 +135,11 @@ class TokenFiles:
             if found.id_hash != formats[0].id_hash:
                 raise InputError(
                     f"{file} holds ids {found.id_hash}, {files[0]} {formats[0].id_hash}: read them one at a time"
+                )
+            if found.grid != formats[0].grid:
+                theirs, first = (f"{rows} × {columns}" for rows, columns in (found.grid, formats[0].grid))
+                raise InputError(
+                    f"{file} holds {theirs} tokens a picture, {files[0]} {first}: read them one at a time"
                 )
         return cls(files, formats[0])
 

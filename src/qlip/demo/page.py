@@ -21,7 +21,7 @@ SMOOTH_FROM = 128  # pixels a side from which pictures are scaled smoothly
 def render(summary: Summary) -> str:
     """Write the page of a demo."""
     config, name, count = summary.config, escape(summary.name), len(summary.examples)
-    size, style = config.vision.image_size, (files("qlip.demo") / "style.css").read_text(encoding="utf-8")
+    (height, width), style = config.size, (files("qlip.demo") / "style.css").read_text(encoding="utf-8")
     cards = "\n".join(card(summary, example) for example in summary.examples)
     return f"""<!doctype html>
 <html lang="en">
@@ -35,13 +35,13 @@ def render(summary: Summary) -> str:
 <style>
 {style}</style>
 </head>
-<body class="{"pixels" if size < SMOOTH_FROM else "smooth"}">
+<body class="{"pixels" if max(height, width) < SMOOTH_FROM else "smooth"}" style="--aspect:{width}/{height}">
 <main>
 <header>
 <p class="eyebrow">open-qlip · {name}</p>
 <h1>A picture in {config.num_tokens} tokens</h1>
 <p class="lead">QLIP turns a picture into a few binary tokens, and rebuilds it from nothing but these. Here
-<b>{name}</b> keeps {size}&nbsp;×&nbsp;{size} pixels as {config.num_tokens} tokens of {config.num_bits} bits:
+<b>{name}</b> keeps {height}&nbsp;×&nbsp;{width} pixels as {config.num_tokens} tokens of {config.num_bits} bits:
 <b>{summary.rows[0].num_bytes:,.0f} bytes</b>. It learnt pictures together with words, so it can also say what
 it sees.</p>
 </header>
@@ -72,15 +72,16 @@ nearest in size to the tokens.
 
 def _hero(summary: Summary, example: Example) -> str:
     config, photo, ours = summary.config, example.photo, example.renditions[0]
-    grid, patch = config.vision.grid_size, config.vision.patch_size
-    place = grid // 2  # the marked token's row and column
-    index = place * grid + place
-    piece = read(example.original).crop((place * patch,) * 2 + ((place + 1) * patch,) * 2)
-    at = f"left:{100 * place / grid}%;top:{100 * place / grid}%;width:{100 / grid}%"
+    (rows, columns), patch = config.grid, config.vision.patch_size
+    row, column = rows // 2, columns // 2  # of the marked token
+    index = row * columns + column
+    left, top = column * patch, row * patch
+    piece = read(example.original).crop((left, top, left + patch, top + patch))
+    at = f"left:{100 * column / columns}%;top:{100 * row / rows}%;width:{100 / columns}%"
     mark = f'<span class="mark" style="{at}"></span>'
     bits = unpack(example.tokens[index], config.num_bits).tolist()
     cells = "".join(f'<i class="b{bit}">{bit}</i>' for bit in bits)
-    bits_inside = " with its bits inside, a 1 brighter than a 0" * (grid <= LARGEST_GRID_WITH_BITS)
+    bits_inside = " with its bits inside, a 1 brighter than a 0" * (max(config.grid) <= LARGEST_GRID_WITH_BITS)
     color = "rgb({}, {}, {})".format(*example.colors[index].tolist())
     return f"""<section class="hero">
 <div class="strip">

@@ -1,5 +1,6 @@
 """What the demo's page is made of: figures, token maps, cards."""
 
+import math
 from base64 import b64encode
 from html import escape
 
@@ -34,11 +35,11 @@ def figure(file: bytes, alt: str, name: str, note: str, mark: str = "") -> str:
 
 def token_map(summary: Summary, example: Example, mark: str = "") -> str:
     """The tokens where they stand, each with its number for whoever points at it."""
-    grid = summary.config.vision.grid_size
+    rows, columns = summary.config.grid
     cells = "".join(f'<i tabindex="-1" data-id="{token:,}"></i>' for token in example.tokens.tolist())
-    image = f'<img src="{uri(example.token_map)}" alt="{grid} by {grid} tokens, coloured by their bits">'
+    image = f'<img src="{uri(example.token_map)}" alt="{rows} by {columns} tokens, coloured by their bits">'
     return f"""<figure class="map"><div>{image}{mark}</div>
-<div class="cells" style="grid-template-columns:repeat({grid},1fr)" aria-hidden="true">{cells}</div>
+<div class="cells" style="grid-template-columns:repeat({columns},1fr)" aria-hidden="true">{cells}</div>
 <figcaption><b>{len(example.tokens)} tokens</b> {example.renditions[0].num_bytes:,} bytes</figcaption></figure>"""
 
 
@@ -63,7 +64,7 @@ def _words(example: Example) -> str:
 
 def raw_size(summary: Summary) -> str:
     """What a picture takes before anything makes it small."""
-    return f"{3 * summary.config.vision.image_size**2:,} bytes"
+    return f"{3 * math.prod(summary.config.size):,} bytes"
 
 
 def _note(rendition: Rendition) -> str:

@@ -119,7 +119,7 @@ def _examples(model: QLIP, track: Track) -> Iterator[Example]:
             original=write_lossless(original),
             tokens=tokens[i],
             colors=colors[i],
-            token_map=write_lossless(draw(bits[i], colors[i])),
+            token_map=write_lossless(draw(bits[i], colors[i], model.config.grid)),
             renditions=(ours, *(_rendition(name, original, file) for name, file in near.items())),
             header_free=(ours, *(_rendition(name, original, file) for name, file in free.items())),
             guesses=tuple((label, chance) for chance, label in ranked),

@@ -30,35 +30,35 @@ def token_colors(bits: Tensor) -> Tensor:
     return colors.round().clamp(40, 245).to(torch.uint8)
 
 
-def draw(bits: Tensor, colors: Tensor) -> Image.Image:
+def draw(bits: Tensor, colors: Tensor, grid: tuple[int, int]) -> Image.Image:
     """Draw the tokens of one picture where they stand in it.
 
     Args:
-        bits: (N, L) of 0 and 1, N a square number.
+        bits: (N, L) of 0 and 1.
         colors: (N, 3) uint8.
+        grid: rows and columns of tokens, N together.
 
     Returns:
         A cell for each token, which holds its bits in rows, first bit top left, a 1 brighter than a 0; RGBA, clear
         between cells. In grids larger than `LARGEST_GRID_WITH_BITS`, RGB of plain cells.
     """
-    side = round(len(bits) ** 0.5)
-    if side > LARGEST_GRID_WITH_BITS:
-        return Image.fromarray(colors.reshape(side, side, 3).numpy()).resize(
-            (8 * side, 8 * side), Image.Resampling.NEAREST
-        )
+    height, width = grid
+    if max(grid) > LARGEST_GRID_WITH_BITS:
+        plain = Image.fromarray(colors.reshape(height, width, 3).numpy())
+        return plain.resize((8 * width, 8 * height), Image.Resampling.NEAREST)
     num_bits = bits.shape[-1]
     rows = max(r for r in range(1, num_bits + 1) if num_bits % r == 0 and r * r <= num_bits)
-    shades = torch.where(bits.bool(), 1.0, ZERO_SHADE).reshape(side, side, rows, -1, 1)
-    cells = (shades * colors.reshape(side, side, 1, 1, 3)).round().to(torch.uint8)
+    shades = torch.where(bits.bool(), 1.0, ZERO_SHADE).reshape(height, width, rows, -1, 1)
+    cells = (shades * colors.reshape(height, width, 1, 1, 3)).round().to(torch.uint8)
     return Image.fromarray(_with_gaps(cells.numpy()))
 
 
 def _with_gaps(cells: np.ndarray) -> np.ndarray:
-    """(G, G, rows, columns, 3) → one RGBA picture."""
+    """(grid height, grid width, rows, columns, 3) → one RGBA picture."""
     rows, columns = cells.shape[2:4]
     cells = cells.repeat(max(1, CELL // rows), axis=2).repeat(max(1, CELL // columns), axis=3)
     opaque = np.full((*cells.shape[:-1], 1), 255, np.uint8)
     half = GAP // 2
     cells = np.pad(np.concatenate((cells, opaque), -1), ((0, 0), (0, 0), (half, half), (half, half), (0, 0)))
-    grid, _, height, width, _ = cells.shape
-    return cells.transpose(0, 2, 1, 3, 4).reshape(grid * height, grid * width, 4)
+    down, across, height, width, _ = cells.shape
+    return cells.transpose(0, 2, 1, 3, 4).reshape(down * height, across * width, 4)

@@ -19,11 +19,11 @@ def reconstruction_grid(model: QLIP, samples: Sequence[dict], columns: int = 8, 
     """
     originals = [model.need_image_processor().preprocess(sample["image"]) for sample in samples]
     rebuilt = to_uint8(model.detokenize(model.tokenize(originals))).permute(0, 2, 3, 1).numpy()
-    side, gap = originals[0].width * zoom, 4
+    width, height, gap = originals[0].width * zoom, originals[0].height * zoom, 4
     rows = -(-len(samples) // columns)
-    grid = Image.new("RGB", (columns * (side + gap) - gap, rows * (2 * side + 2 * gap) - gap), "white")
+    grid = Image.new("RGB", (columns * (width + gap) - gap, rows * (2 * height + 2 * gap) - gap), "white")
     for i, (original, pixels) in enumerate(zip(originals, rebuilt, strict=True)):
-        x, y = i % columns * (side + gap), i // columns * (2 * side + 2 * gap)
-        for picture, offset in ((original, 0), (Image.fromarray(pixels), side)):
-            grid.paste(picture.resize((side, side), Image.Resampling.NEAREST), (x, y + offset))
+        x, y = i % columns * (width + gap), i // columns * (2 * height + 2 * gap)
+        for picture, offset in ((original, 0), (Image.fromarray(pixels), height)):
+            grid.paste(picture.resize((width, height), Image.Resampling.NEAREST), (x, y + offset))
     return grid

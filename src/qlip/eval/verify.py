@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
@@ -93,7 +93,7 @@ def _parameters(model: QLIP) -> str:
 def _published(model: QLIP) -> str:
     config = model.config
     by_name = [preset for name, preset in NAMES.items() if model.name.endswith(name)]
-    claims = by_name or [preset for preset in PUBLISHED if config == PRESETS[preset]]
+    claims = by_name or [preset for preset in PUBLISHED if replace(config, image_size=None) == PRESETS[preset]]
     if not claims:
         return "none of the published three"
     found = (
@@ -125,7 +125,8 @@ def _logit_scale(model: QLIP) -> str:
 def _preprocessor(model: QLIP) -> str:
     if (processor := model.image_processor) is None:
         return "none: the model takes pixel_values only"
-    return f"the short side to {processor.resize} pixels, the middle {processor.crop}"
+    height, width = processor.size
+    return f"the short side to {processor.resize} pixels, the middle {height} × {width}"
 
 
 def _vocabulary(model: QLIP) -> str:
@@ -196,8 +197,8 @@ CHECKS = {
 
 
 def _processor(model: QLIP) -> ImageProcessor:
-    size = model.config.vision.image_size
-    return model.image_processor or ImageProcessor(resize=size, crop=size)
+    size = model.config.size
+    return model.image_processor or ImageProcessor(resize=min(size), crop=size)
 
 
 def _photos() -> list[bytes]:

@@ -7,6 +7,7 @@ def describe_model(model: QLIP) -> dict[str, str | int]:
     """Sizes, tokens and bits of a tokenizer, for `qlip info`."""
     config = model.config
     image, text = config.vision, config.text
+    (height, width), (rows, columns) = config.size, config.grid
     num_bits = config.num_tokens * config.num_bits
     parts = {
         "encoder": model.vision_model,
@@ -17,10 +18,10 @@ def describe_model(model: QLIP) -> dict[str, str | int]:
     return {
         "name": model.name,
         "ids": model.id_hash(),
-        "image": f"{image.image_size} × {image.image_size} pixels in patches of {image.patch_size}",
-        "tokens": f"{config.num_tokens} of {config.num_bits} bits, {image.grid_size} × {image.grid_size}",
+        "image": f"{height} × {width} pixels in patches of {image.patch_size}",
+        "tokens": f"{config.num_tokens} of {config.num_bits} bits, {rows} × {columns}",
         "bytes_per_image": num_bits // 8,
-        "bits_per_pixel": f"{num_bits / image.image_size**2:.4f}",
+        "bits_per_pixel": f"{num_bits / (height * width):.4f}",
         "embedding": f"{config.projection_dim} dimensions shared by images and text",
         "text": f"{text.max_position_embeddings} tokens of {text.vocab_size:,} words"
         if model.text_tokenizer

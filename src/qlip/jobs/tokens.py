@@ -22,8 +22,7 @@ SHARD_ROWS = 10_000
 
 def token_format(model: QLIP) -> TokenFormat:
     """What token files of this model say of their ids."""
-    grid = model.config.vision.grid_size
-    return TokenFormat(model.name, model.id_hash(), model.config.num_bits, (grid, grid))
+    return TokenFormat(model.name, model.id_hash(), model.config.num_bits, model.config.grid)
 
 
 def tokenize_files(
@@ -68,7 +67,7 @@ def tokenize_files(
 
 
 def detokenize_files(model: QLIP, paths: Sequence[Path], out: Path, track: Track = iter) -> list[Path]:
-    """Rebuild the pictures of token files as PNG.
+    """Rebuild the pictures of token files as PNG, in the size that they had when they were tokenized.
 
     Args:
         model: the tokenizer that made the ids, or one with the same encoder.
@@ -92,7 +91,7 @@ def detokenize_files(model: QLIP, paths: Sequence[Path], out: Path, track: Track
     written = [out / name for name in output_names(source.keys())]
     progress = iter(track(written))
     for _, tokens in source.batches():
-        for pixels in to_uint8(model.detokenize(torch.tensor(tokens))):
+        for pixels in to_uint8(model.detokenize(torch.tensor(tokens), found.grid)):
             save_png(Image.fromarray(pixels.permute(1, 2, 0).numpy()), next(progress))
     return written
 

@@ -66,6 +66,7 @@ class Recipe(TrainRecipe):
     def build_model(self, data: Data, device: torch.device, description: Path | None) -> QLIP:
         """A model from random or given weights, with its image processor and vocabulary."""
         size = self.model.vision.image_size
+        processor = ImageProcessor(resize=size, crop=size).at_size(self.model.size)
         vocabulary = self._vocabulary(data, description)
         text = replace(
             self.model.text,
@@ -77,7 +78,7 @@ class Recipe(TrainRecipe):
         torch.manual_seed(self.seed)
         model = QLIP(
             replace(self.model, text=text),
-            image_processor=ImageProcessor(resize=size, crop=size),
+            image_processor=processor,
             text_tokenizer=vocabulary,
         )
         logger = logging.getLogger("qlip")

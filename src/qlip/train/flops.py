@@ -61,10 +61,9 @@ def flops_per_image(
     if frozen_encoder:
         model.vision_model.embeddings.requires_grad_(False)
         model.vision_model.encoder.requires_grad_(False)
-    size = config.vision.image_size
 
     def encode() -> Tensor:
-        hidden = model.hidden_states(torch.empty(1, config.vision.num_channels, size, size, device="meta"))
+        hidden = model.hidden_states(torch.empty(1, config.vision.num_channels, *config.size, device="meta"))
         total = model.compress(hidden[:, 1:]).sum()
         return total + model.project(hidden[:, 0]).sum() if text_length else total
 

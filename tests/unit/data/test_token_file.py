@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -61,6 +62,13 @@ def test_files_of_different_tokenizers_do_not_mix(tmp_path):
     write(tmp_path / "a.parquet", ["a"], [[1] * 6])
     write(tmp_path / "b.parquet", ["b"], [[1] * 6], TokenFormat("other", "f" * 16, 28, (2, 3)))
     with pytest.raises(InputError, match=r"b\.parquet holds ids ffff"):
+        TokenFiles.open([tmp_path])
+
+
+def test_files_of_different_grids_do_not_mix(tmp_path):
+    write(tmp_path / "a.parquet", ["a"], [[1] * 6])
+    write(tmp_path / "b.parquet", ["b"], [[1] * 6], replace(FORMAT, grid=(3, 2)))
+    with pytest.raises(InputError, match=r"b\.parquet holds 3 × 2 tokens a picture, .*a\.parquet 2 × 3"):
         TokenFiles.open([tmp_path])
 
 

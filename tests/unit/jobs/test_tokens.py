@@ -10,8 +10,10 @@ from PIL import Image
 
 from qlip.data.token_file import TokenFiles, token_writer
 from qlip.errors import InputError
+from qlip.eval.metrics import to_uint8
 from qlip.jobs.pictures import Pictures
 from qlip.jobs.tokens import detokenize_files, token_format, tokenize_files
+from qlip.model import QLIP
 
 
 def pictures(folder, count):
@@ -62,3 +64,16 @@ def test_damaged_token_files_are_named(small_model, tmp_path):
             detokenize_files(small_model, [file], tmp_path / "out")
         except InputError as error:
             assert "\n" not in str(error) and "t.parquet" in str(error)
+
+
+def test_a_token_file_knows_its_grid(small_model, tmp_path):
+    """Any model with the same weights rebuilds it in its own size."""
+    size = (16, 48)
+    wide = QLIP(small_model.config.at_size(size), image_processor=small_model.image_processor.at_size(size)).eval()
+    wide.load_state_dict(small_model.state_dict())
+    written, *_ = tokenize_files(wide, [pictures(tmp_path / "in", 2)], tmp_path / "t.parquet")
+    assert TokenFiles.open(written).format.grid == (2, 6)
+    for model in (wide, small_model):
+        files = detokenize_files(model, written, tmp_path / "out")
+        expected = to_uint8(wide.detokenize(wide.tokenize(tmp_path / "in" / "1.png")))[0].permute(1, 2, 0)
+        assert np.abs(np.asarray(Image.open(files[1])).astype(int) - expected.numpy()).max() <= 1
