@@ -15,7 +15,8 @@ from qlip.errors import InputError, one_line
 from qlip.files import whole_file
 from qlip.train.distributed import rank, world_size
 from qlip.train.flops import peak_flops
-from qlip.train.trackers import Sink, Terminal, Tracker, open_tracker, require
+from qlip.train.terminal import Terminal
+from qlip.train.trackers import Sink, Tracker, open_tracker, require
 
 Values = Mapping[str, torch.Tensor | float]
 

@@ -16,7 +16,8 @@ from qlip.errors import InputError
 from qlip.train import log as log_module
 from qlip.train import trackers
 from qlip.train.log import open_log, read_log
-from qlip.train.trackers import Terminal, require
+from qlip.train.terminal import Terminal
+from qlip.train.trackers import require
 
 STAGE1 = {
     "loss": 4.868,
