@@ -14,7 +14,7 @@ from rich.logging import RichHandler
 
 from qlip.errors import InputError
 from qlip.train import log as log_module
-from qlip.train import trackers
+from qlip.train import terminal
 from qlip.train.log import open_log, read_log
 from qlip.train.terminal import Terminal
 from qlip.train.trackers import require
@@ -66,7 +66,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    for module in (log_module, trackers):
+    for module in (log_module, terminal):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
