@@ -245,7 +245,7 @@ class _Forward(nn.Module):
                 part.terms["commitment"] = commitment_loss(features, quantized)
         if with_terms and config.reconstruction_weight:
             rebuilt = slice(None, None, config.reconstruct_every)
-            pixels = model.vision_decoder(quantized[rebuilt])
+            pixels = model.vision_decoder(quantized[rebuilt], model.grid_of(pixel_values))
             part.terms["reconstruction"] = pixel_mse(pixels, pixel_values[rebuilt], self.pixel_scale)
         return part
 

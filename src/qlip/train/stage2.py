@@ -255,4 +255,4 @@ class _Forward(nn.Module):
         tokens, probabilities = token_terms(latents, model.config.quantizer)
         metrics = code_metrics(codes) if with_terms else {}
         part = Part({"quantizer/tokens": tokens}, {}, {"mean_probabilities": probabilities}, metrics)
-        return part, model.decode(codes) if with_terms else None
+        return part, model.decode(codes, model.grid_of(pixel_values)) if with_terms else None

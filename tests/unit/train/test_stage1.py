@@ -224,3 +224,21 @@ def test_a_loss_that_is_not_finite_moves_nothing(small_model, term):
 def test_combinations_that_cannot_be_are_named(changes, message):
     with pytest.raises(InputError, match=message):
         Stage1Config(**changes)
+
+
+@pytest.mark.parametrize("size", [(32, 48), (24, 40)])
+def test_pictures_of_another_size(small_model, size):
+    """The loss is that of the model itself, in parts and recomputed too; the positions learn."""
+    data = batch(small_model)
+    data["pixel_values"] = torch.nn.functional.interpolate(data["pixel_values"], size)
+    with torch.no_grad():
+        rebuilt = small_model(data["pixel_values"]).reconstructions
+    std = torch.tensor(small_model.image_processor.std)[:, None, None]
+    expected = ((rebuilt - data["pixel_values"]) * std).square().mean()
+    vision, decoder = small_model.vision_model, small_model.vision_decoder
+    learnt = vision.embeddings.position_embedding.weight, decoder.position_embeddings
+    before = [positions.detach().clone() for positions in learnt]
+    compute = ComputeConfig(device="cpu", precision="fp32", micro_batch_size=4, recompute=True)
+    values = Stage1(small_model, Stage1Config(), compute, 8).step(data, 1)
+    torch.testing.assert_close(values["reconstruction"], expected)
+    assert not any((was == now).all(-1).any() for was, now in zip(before, learnt, strict=True))

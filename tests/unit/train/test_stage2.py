@@ -162,3 +162,13 @@ def test_parts_that_the_adversary_would_compare_otherwise_are_refused(small_mode
 def test_settings_that_cannot_be_are_named(changes, message):
     with pytest.raises(InputError, match=message):
         Stage2Config(**changes)
+
+
+def test_pictures_of_another_size(small_model):
+    data = {"pixel_values": torch.nn.functional.interpolate(batch(small_model)["pixel_values"], (40, 64))}
+    with torch.no_grad():
+        expected = (small_model(data["pixel_values"]).reconstructions - data["pixel_values"]).square().mean()
+    config = Stage2Config(adversary="patchgan", perceptual="st-lpips", discriminator_width=32)
+    values = Stage2(small_model, config, FP32, 8).step(data, 1)
+    torch.testing.assert_close(values["reconstruction"], expected)
+    assert all(value.isfinite() for value in values.values())
