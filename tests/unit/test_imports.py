@@ -29,6 +29,7 @@ RANK = {
     "jobs": 5,
     "recipes": 5,
     "demo": 6,
+    "figures": 6,
     "serve": 6,
     "cli": 7,
     "__init__": 8,
