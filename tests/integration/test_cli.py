@@ -106,6 +106,22 @@ def test_ids_of_another_tokenizer_are_refused(run, model, mixed, small_model, tm
     assert code == 1 and "holds ids" in err and "--model" in err and not (tmp_path / "b").exists()
 
 
+def test_pictures_of_another_size(run, model, mixed, tmp_path):
+    wide, ids = ("--image-size", 16, 48, "--model", model), tmp_path / "t.parquet"
+    assert run("tokenize", mixed, "--out", ids, *wide)[0] == 0 and TokenFormat.read(ids).grid == (2, 6)
+    assert (
+        run("detokenize", ids, "--out", tmp_path / "rebuilt", "--model", model)[0] == 0
+    )  # the file knows its grid
+    assert {Image.open(path).size for path in (tmp_path / "rebuilt").rglob("*.png")} == {(48, 16)}
+    assert run("reconstruct", mixed, "--out", tmp_path / "pairs", *wide)[0] == 0
+    assert {Image.open(path).size for path in (tmp_path / "pairs").rglob("*.png")} == {(96, 16)}
+    assert run("classify", mixed, "--labels", "red square", *wide)[0] == 0
+    code, out, _ = run("info", model, "--image-size", 64, "--json")
+    assert code == 0 and json.loads(out)["tokens"].endswith("8 × 8")
+    code, _, err = run("info", model, "--image-size", 16, 20)
+    assert code == 1 and "image_size 16 × 20 holds no whole patches: use multiples of 8" in err
+
+
 @pytest.mark.parametrize("command", ("tokenize", "reconstruct", "classify"))
 def test_exit_codes_for_bad_pictures(run, model, mixed, tmp_path, command):
     extra = ["--labels", "a", "b"] if command == "classify" else ["--out", tmp_path / "out.d" / "x.parquet"]

@@ -28,6 +28,12 @@ Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"],
     tyro.conf.arg(help="Where to compute; auto takes a GPU if there is one."),
 ]
+ImageSize = Annotated[
+    int | tuple[int, int] | None,
+    tyro.conf.arg(
+        metavar="SIDE|HEIGHT WIDTH", help="Pixels of the pictures, in whole patches; default: the model's."
+    ),
+]
 Json = Annotated[bool, tyro.conf.arg(help="Print JSON instead of a table.")]
 Strict = Annotated[bool, tyro.conf.arg(help="Exit with 1 if any picture failed, not only if all did.")]
 CONFIG = (tyro.conf.FlagCreatePairsOff,)
@@ -38,11 +44,11 @@ def rank() -> str:
     return os.environ.get("RANK", "0")
 
 
-def load(name: str, device: str, revision: str | None = None) -> "QLIP":
+def load(name: str, device: str, revision: str | None = None, image_size: ImageSize = None) -> "QLIP":
     """The model that a command names."""
     import qlip
 
-    return qlip.load(name, device=device, revision=revision)
+    return qlip.load(name, device=device, revision=revision, image_size=image_size)
 
 
 def track(what: str) -> Callable[[Iterable], Iterable]:

@@ -12,6 +12,7 @@ from rich.table import Table
 from qlip.cli.options import (
     DEFAULT_MODEL,
     Device,
+    ImageSize,
     Json,
     Model,
     Paths,
@@ -32,6 +33,7 @@ def info(
     /,
     *,
     revision: str | None = None,
+    image_size: ImageSize = None,
     json: Json = False,
 ) -> int:
     """Say what a tokenizer is: sizes, tokens, bits, the name of its ids.
@@ -41,7 +43,7 @@ def info(
     """
     from qlip.jobs.info import describe_model
 
-    facts = describe_model(load(model, "cpu", revision))
+    facts = describe_model(load(model, "cpu", revision, image_size))
     if json:
         print_json(facts)
     else:
@@ -79,7 +81,14 @@ def verify(
 
 
 def tokenize(
-    paths: Paths, /, *, out: Path, model: Model = DEFAULT_MODEL, device: Device = "auto", strict: Strict = False
+    paths: Paths,
+    /,
+    *,
+    out: Path,
+    model: Model = DEFAULT_MODEL,
+    image_size: ImageSize = None,
+    device: Device = "auto",
+    strict: Strict = False,
 ) -> int:
     """Turn pictures into tokens and write them as Parquet.
 
@@ -89,14 +98,15 @@ def tokenize(
     """
     from qlip.jobs.tokens import tokenize_files
 
-    written, num_rows, failures = tokenize_files(load(model, device), paths, out, track("tokenizing"))
+    tokenizer = load(model, device, image_size=image_size)
+    written, num_rows, failures = tokenize_files(tokenizer, paths, out, track("tokenizing"))
     if written:
         say(f"{count_pictures(num_rows)} in {and_more(written)}")
     return finish(num_rows, failures, strict)
 
 
 def detokenize(paths: Paths, /, *, out: Path, model: Model = DEFAULT_MODEL, device: Device = "auto") -> int:
-    """Rebuild pictures from token files.
+    """Rebuild pictures from token files, in the size that they had when they were tokenized.
 
     Args:
         paths: Token files, and folders of them.
@@ -115,6 +125,7 @@ def reconstruct(
     *,
     out: Path,
     model: Model = DEFAULT_MODEL,
+    image_size: ImageSize = None,
     device: Device = "auto",
     strict: Strict = False,
     json: Json = False,
@@ -127,7 +138,8 @@ def reconstruct(
     """
     from qlip.jobs.reconstruct import reconstruct_files
 
-    results, failures = reconstruct_files(load(model, device), paths, out, track("rebuilding"))
+    tokenizer = load(model, device, image_size=image_size)
+    results, failures = reconstruct_files(tokenizer, paths, out, track("rebuilding"))
     mean = {name: sum(getattr(r, name) for r in results) / max(1, len(results)) for name in ("psnr", "ssim")}
     if json:
         pictures = [asdict(r) for r in results]
@@ -153,6 +165,7 @@ def classify(
     templates: tuple[str, ...] = ("a photo of a {}.",),
     top: int = 3,
     model: Model = DEFAULT_MODEL,
+    image_size: ImageSize = None,
     device: Device = "auto",
     strict: Strict = False,
     json: Json = False,
@@ -167,7 +180,8 @@ def classify(
     """
     from qlip.jobs.classify import classify_files
 
-    results, failures = classify_files(load(model, device), paths, labels, templates, track("classifying"))
+    tokenizer = load(model, device, image_size=image_size)
+    results, failures = classify_files(tokenizer, paths, labels, templates, track("classifying"))
     if json:
         pictures = [{"path": path, "labels": probabilities} for path, probabilities in results]
         print_json({"pictures": pictures, "failed": failures})
