@@ -36,10 +36,10 @@ from qlip.train.stage2 import Stage2
 if TYPE_CHECKING:
     from qlip.train.plot import Figure
 
-STAGE_1, STAGE_2, WITH_R1 = "stage 1", "stage 2: LPIPS and adversary", "stage 2, a step with R1"
+STAGE_1, STAGE_2, WITH_R1 = "stage 1", "stage 2 (LPIPS, adversary)", "stage 2, a step with R1"
 PAPER = {  # docs/paper.md section 6: images on a device → GB
-    STAGE_1: {64: 6, 256: 10, 1024: 28, 2048: 51},
-    STAGE_2: {1: 4, 64: 12, 256: 42},
+    "stage 1's losses": {64: 6, 256: 10, 1024: 28, 2048: 51},
+    "with LPIPS and GAN": {1: 4, 64: 12, 256: 42},
 }
 
 
@@ -202,9 +202,15 @@ def draw(record: dict[str, Any], folder: Path) -> "Figure":
         axis.plot(*zip(*points, strict=True), marker, color=THEIRS, markersize=7, mfc="none", mew=1.8, label=label)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log", base=2)
+    axis.set_xticks(sorted({p["images"] for s in (*record["series"], *record["paper"]) for p in s["points"]}))
     axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.yaxis.set_major_formatter("{x:g}")
-    plain(axis, f"Memory of a training step: {' and '.join(record['recipes'])}", "images on a device", "GB")
+    plain(
+        axis,
+        f"Memory of a training step: {' and '.join(record['recipes'])}",
+        "images on a device",
+        "GB (10⁹ bytes)",
+    )
     axis.legend(frameon=False, fontsize=8.5)
     return figure
 
@@ -217,4 +223,4 @@ def _untrained_perceptual() -> Perceptual:
 
 
 def _points(memory: dict[int, Any]) -> list[dict[str, Any]]:
-    return [{"images": images, "memory_gb": gb} for images, gb in memory.items()]
+    return [{"images": images, "memory_gb": gb and round(gb, 3)} for images, gb in memory.items()]
