@@ -33,7 +33,9 @@ def write_figure(
         the JSON file.
     """
     path = out / f"{name}.json"
-    command = " ".join(["qlip" if Path(sys.argv[0]).name == "qlip" else sys.argv[0], *sys.argv[1:]])
+    program = Path(sys.argv[0]).name
+    command = "qlip" if program in ("qlip", "__main__.py") else f"python benchmarks/{program}"
+    command = " ".join([command, *sys.argv[1:]])
     record = {"figure": name, **numbers, "environment": environment(device), "command": command}
     with whole_file(path) as unfinished:
         unfinished.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
