@@ -24,7 +24,8 @@ from PIL import Image
 from rich.progress import track
 
 import qlip
-from qlip.data.parquet import ParquetSamples, read_class_names
+from qlip.data.captions import read_class_names
+from qlip.data.parquet import ParquetSamples
 from qlip.demo.codecs import CODECS, read
 from qlip.environment import environment, resolve_device
 from qlip.eval.metrics import psnr, ssim, stack_uint8

@@ -160,7 +160,7 @@ def assert_close(run, other):
 def one_line(words):
     """The first process's last line; the others have said nothing."""
     assert not any(words[1:]), words
-    lines = [line for line in words[0].splitlines() if not line.startswith("step ")]
+    lines = [line for line in words[0].splitlines() if not line.startswith(("step ", "training on "))]
     assert len(lines) == 1, words
     return lines[0]
 
@@ -377,7 +377,7 @@ def test_data_that_only_the_second_process_misses(stage1, place, tmp_path):
     (tmp_path / "0.parquet").symlink_to(place / "train.parquet")
     arguments = [*stage1, "--data.train", tmp_path / "{rank}.parquet", "--out", tmp_path / "run"]
     code, words = Running(tmp_path, *arguments, processes=2).wait()
-    assert code == 1 and f"{tmp_path}/1.parquet: no Parquet file there" in one_line(words)
+    assert code == 1 and f"{tmp_path}/1.parquet: no such file or folder" in one_line(words)
     assert not (tmp_path / "run").exists()
 
 
@@ -450,9 +450,9 @@ WRONG = {
     "write it with `qlip calibrate`": "--balance calibrated",
     "classes.json: not a calibration": "--balance calibrated --calibration {place}/classes.json",
     "there is one process: start several with torchrun": "--sharding fsdp",
-    "no training data: name Parquet files": "--data.train",
-    "nowhere: no Parquet file there": "--data.train {place}/nowhere",
-    "classes.json: not a readable Parquet file": "--data.val {place}/classes.json",
+    "no training data: name files or folders": "--data.train",
+    "nowhere: no such file or folder": "--data.train {place}/nowhere",
+    "classes.json: not a source of data": "--data.val {place}/classes.json",
     "not a readable JSON file of class names": "--data.classes {place}/nowhere",
     "micro_batch_size 3 does not divide the 8 samples": "--micro-batch-size 3",
     "reconstruct_every 3 does not divide the 8 samples": "--reconstruct-every 3",
@@ -489,6 +489,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(
         "templates has 'a photo' without {}": "--data.templates a\u00a0photo",
         "crop_scale is (0.9, 0.1)": "--data.crop-scale 0.9 0.1",
         "num_workers is -1": "--data.num-workers -1",
+        "max_skipped_share is 1.0": "--data.max-skipped-share 1",
         "is not a multiple of": "--model.vision.num-attention-heads 5",
     }.items(),
 )

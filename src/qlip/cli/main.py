@@ -8,7 +8,7 @@ from collections.abc import Callable
 import tyro
 from rich.logging import RichHandler
 
-from qlip.cli import figures, tokenizer, training
+from qlip.cli import data, figures, tokenizer, training
 from qlip.cli.options import CONFIG, err, rank
 from qlip.errors import InputError, SharedError
 
@@ -24,6 +24,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     **FROM_RECIPE,
     "export": training.export,
     "publish": training.publish,
+    "data": data.data,
     "figures": figures.figures,
     "demo": tokenizer.demo,
 }

@@ -1,27 +1,40 @@
-"""From samples to training batches, in an order that depends on (seed, epoch, sample) alone.
+"""From samples to training batches.
 
-1. `order`: epoch e visits the samples in the permutation that (seed, e) draws; an incomplete last batch
-is dropped.
-2. `TrainingSet`: sample i in epoch e is decoded and augmented by a generator seeded with (seed, e, i).
-3. `batches`: endless batches from any step on, so that a resumed run sees what the first would have.
+1. A source gives samples by number (`qlip.data.sources`); what is remote gives them from front to back
+(`qlip.data.stream`).
+2. `order`: epoch e visits the samples in the permutation that (seed, e) draws; an incomplete last batch
+is dropped. Of a stream it is the shards that are permuted, and a buffer that is shuffled.
+3. Each rank makes its share of a batch; its workers make the batches in turn.
+4. `TrainingSet`: sample i in epoch e is decoded, augmented and captioned by a generator seeded with (seed, e, i).
+In the place of one that cannot be used comes another, drawn from (seed, e, i) as well. So a batch depends on the
+seed and its number alone, not on workers, ranks or interruptions.
+5. `batches`: endless batches from any step on, so that a resumed run sees what the first would have: exactly from
+the next sample on. A stream goes on with the shards that were not read out: exactly to the shard.
+6. `Journal`: lists what was skipped, ends the run where it is too much, and keeps a stream's place.
 """
 
 import hashlib
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from qlip.data.journal import Journal
+from qlip.data.samples import BadSample, Fault
+from qlip.data.stream import Reader, Stream
 from qlip.errors import InputError
 
 Transform = Callable[[bytes, np.random.Generator], Tensor]
 Caption = Callable[[dict[str, Any], np.random.Generator], str]
 Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]
+
+MOST_IN_A_ROW = 100  # samples that cannot be used, before it is taken to be all of them
 
 
 class TrainingSet(Dataset):
@@ -31,21 +44,42 @@ class TrainingSet(Dataset):
     label, whichever caption or name was drawn. Two labels that share a name stay apart.
     """
 
-    def __init__(self, samples: Sequence[dict], transform: Transform, caption: Caption | None, seed: int):
+    def __init__(self, samples: Sequence[dict] | Stream, transform: Transform, caption: Caption | None, seed: int):
         """Hold the samples.
 
         Args:
             samples: dicts with `image` bytes, `key`, and `label`, `caption` or `captions`.
             transform: encoded bytes and a generator → (3, H, W) float tensor.
             caption: sample and a generator → its words; None: pictures alone.
-            seed: of the augmentation.
+            seed: of order and augmentation.
         """
         self.samples, self.transform, self.caption, self.seed = samples, transform, caption, seed
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
-        epoch, i = index
-        rng = np.random.default_rng((self.seed, epoch, i))
-        sample = self.samples[i]
+        """Sample i in epoch e, or another in its place; with `faults`, what could not be used.
+
+        Raises:
+            InputError: 100 in a row cannot be used.
+        """
+        assert not isinstance(self.samples, Stream)
+        faults: list[Fault] = []
+        _, i = index
+        rng = np.random.default_rng((self.seed, *index))
+        for attempt in range(1, MOST_IN_A_ROW + 1):
+            try:
+                return self.make(self.samples[i], rng) | {"faults": faults}
+            except BadSample as error:
+                faults.append(Fault(error.key, error.reason, i))
+            rng = np.random.default_rng((self.seed, *index, attempt))
+            i = int(rng.integers(len(self.samples)))
+        raise _none_good(faults[0])
+
+    def make(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """What a batch has of a sample: pixel_values, key and, with `caption`, caption and group.
+
+        Raises:
+            BadSample: it has no words, or its picture cannot be read.
+        """
         words: dict[str, Any] = {}
         if self.caption is not None:
             caption = self.caption(sample, rng)
@@ -55,7 +89,7 @@ class TrainingSet(Dataset):
         try:
             pixels = self.transform(sample["image"], rng)
         except InputError as error:
-            raise InputError(f"{sample['key']}: {error}") from error
+            raise BadSample(sample["key"], error) from error
         return {"pixel_values": pixels, "key": sample["key"]} | words
 
 
@@ -85,38 +119,51 @@ def batches(
     rank: int = 0,
     world_size: int = 1,
     num_parts: int = 1,
+    journal: Journal | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Endless training batches, or this rank's share of them: equal parts, in the order of ranks.
 
-    A worker makes a share in `num_parts` pieces, so that those made ahead are small.
+    A worker makes a share in `num_parts` pieces, so that those made ahead are small. Without a journal the first
+    sample that cannot be used is an error, and a stream begins anew.
 
     Yields:
         pixel_values (B,3,H,W); keys, a list of B strings; with `tokenize` also input_ids and attention_mask (B,S),
         cut to the longest caption, and group (B,) int64, equal for samples whose captions mean the same.
 
     Raises:
-        InputError: a sample has no words, or its picture cannot be read; names the sample.
+        InputError: too many samples have no words, or a picture that cannot be read; names one.
     """
     share = batch_size // world_size
     size = share // num_parts
-    first = rank * share
-    loader: DataLoader = DataLoader(
-        _Batches(dataset, tokenize),
-        sampler=(
-            indices[start : start + size]
-            for indices in order(len(dataset.samples), batch_size, dataset.seed, start_step)
-            for start in range(first, first + share, size)
-        ),
-        batch_size=None,
-        num_workers=num_workers,
-        worker_init_fn=_outlive_sigterm,
-    )
-    parts = []
+    journal = journal or Journal(dataset.samples)
+    make = partial(DataLoader, batch_size=None, num_workers=num_workers, worker_init_fn=_outlive_sigterm)
+    position = journal.position(start_step)
+    if isinstance(dataset.samples, Stream):
+        stream = _StreamedBatches(dataset, tokenize, size, position, rank, world_size)
+        loader: DataLoader = make(stream)
+    else:
+        first = rank * share
+        loader = make(
+            _Batches(dataset, tokenize),
+            sampler=(
+                indices[start : start + size]
+                for indices in order(len(dataset.samples), batch_size, dataset.seed, start_step)
+                for start in range(first, first + share, size)
+            ),
+        )
+    step, parts = start_step, []
+    positions = dict.fromkeys(range(max(1, num_workers)), position)
     for part in loader:
         if isinstance(part, InputError):
             raise part
+        journal.skip(part.pop("faults"), step * batch_size)
+        if "position" in part:
+            positions |= part.pop("position")
         parts.append(part)
         if len(parts) == num_parts:
+            step += 1
+            if isinstance(dataset.samples, Stream):
+                journal.move(step, min(positions.values()))
             yield _joined(parts)
             parts = []
 
@@ -149,18 +196,69 @@ class _Batches(Dataset):
             samples = [self.dataset[index] for index in indices]
         except InputError as error:
             return error  # raised in a worker, it would come back as a traceback of many lines
-        batch: dict[str, Any] = {
-            "pixel_values": torch.stack([s["pixel_values"] for s in samples]),
-            "keys": [s["key"] for s in samples],
-        }
-        if self.tokenize is None:
-            return batch
-        input_ids, attention_mask = self.tokenize([s["caption"] for s in samples])
-        return batch | {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "group": torch.tensor([s["group"] for s in samples]),
-        }
+        return _collated(samples, self.tokenize) | {"faults": [f for sample in samples for f in sample["faults"]]}
+
+
+@dataclass(frozen=True)
+class _StreamedBatches(IterableDataset):
+    """Batches of a stream from a position on; each worker of each rank reads shards of its own."""
+
+    dataset: TrainingSet
+    tokenize: Tokenize | None
+    size: int
+    position: int
+    rank: int
+    world_size: int
+
+    def __iter__(self) -> Iterator[dict[str, Any] | InputError]:
+        info = get_worker_info()
+        worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
+        number, num_readers = self.rank * num_workers + worker, self.world_size * num_workers
+        stream, seed = self.dataset.samples, self.dataset.seed
+        assert isinstance(stream, Stream)
+        reader = Reader(stream, seed, self.position, number, num_readers)
+        samples: list[dict[str, Any]] = []
+        faults: list[Fault] = []
+        in_a_row = 0
+        try:
+            for item in reader:
+                if isinstance(item, Fault):
+                    faults.append(item)
+                    continue
+                try:
+                    rng = np.random.default_rng((seed, item.position, item.number))
+                    samples.append(self.dataset.make(item.read(), rng))
+                    in_a_row = 0
+                except BadSample as error:
+                    faults.append(Fault(error.key, error.reason))
+                    in_a_row += 1
+                    if in_a_row == MOST_IN_A_ROW:
+                        raise _none_good(faults[-1]) from None
+                if len(samples) == self.size:
+                    batch = _collated(samples, self.tokenize)
+                    yield batch | {"faults": faults, "position": {worker: reader.position}}
+                    samples, faults = [], []
+        except InputError as error:
+            yield error
+
+
+def _collated(samples: list[dict[str, Any]], tokenize: Tokenize | None) -> dict[str, Any]:
+    batch: dict[str, Any] = {
+        "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+        "keys": [sample["key"] for sample in samples],
+    }
+    if tokenize is None:
+        return batch
+    input_ids, attention_mask = tokenize([sample["caption"] for sample in samples])
+    group = torch.tensor([sample["group"] for sample in samples])
+    return batch | {"input_ids": input_ids, "attention_mask": attention_mask, "group": group}
+
+
+def _none_good(fault: Fault) -> InputError:
+    return InputError(
+        f"{fault.key}: {fault.reason}; and so it is with {MOST_IN_A_ROW} samples in a row: look at them with "
+        "`qlip data check`"
+    )
 
 
 def _stable_hash(text: str) -> int:

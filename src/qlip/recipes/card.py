@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from qlip.data.parquet import ParquetSamples, read_class_names
+from qlip.data.captions import read_class_names
+from qlip.data.sources import open_indexed
 from qlip.environment import environment
 from qlip.errors import InputError
 from qlip.eval.protocols import Track, reconstruction, zero_shot
@@ -34,7 +35,7 @@ def publish(
         run: folder of a finished run.
         name: of the tokenizer.
         out: the new folder.
-        val: held-out Parquet files, used whole.
+        val: held-out data on this machine, used whole.
         classes: JSON file of class names, where they have labels.
         attribution: text on the training data and the weights' licence.
         dtype: of the weights in the file, "float32" or "bfloat16".
@@ -49,7 +50,7 @@ def publish(
     """
     if not (run / "model").is_dir():
         raise InputError(f"{run} has no finished model: let the run end, or go on with --resume")
-    samples = ParquetSamples(val)
+    samples = open_indexed(val)
     names = [n[0] for n in read_class_names(classes)] if classes else []
     notes = attribution.read_text(encoding="utf-8") if attribution else ""
     settings = json.loads((run / "recipe.json").read_text(encoding="utf-8"))

@@ -1,11 +1,13 @@
 """From a recipe to a trained tokenizer: data, task, evaluators, record, and `fit`."""
 
 import json
+import logging
 import os
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +17,12 @@ import tyro
 from PIL import Image
 
 from qlip.data.augment import random_resized_crop
+from qlip.data.captions import Captioner, read_class_names
+from qlip.data.journal import SKIPPED, Journal
 from qlip.data.loader import TrainingSet, batches
-from qlip.data.parquet import Captioner, ParquetSamples, read_class_names
+from qlip.data.samples import Fault, Samples, readable
+from qlip.data.sources import open_samples
+from qlip.data.stream import Stream
 from qlip.environment import environment
 from qlip.errors import InputError, one_line
 from qlip.eval.pictures import reconstruction_grid
@@ -46,37 +52,52 @@ TEMPLATES = (
 )
 
 
+logger = logging.getLogger("qlip")
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where samples come from.
 
     Attributes:
-        train: Parquet files, or folders of them, with `image` and `label` or `caption`.
+        train: pictures with captions or labels: Parquet, CSV or JSONL files, `.tar` shards, folders of pictures
+            or of those files, URLs of shards, datasets:NAME; several kinds together, too. See docs/data.md.
         val: the same, held out; may be empty.
         max_val: samples of `val`, evenly spread over it, that evaluations during training look at.
-        classes: JSON file of class names, if samples have labels.
+        classes: JSON file of class names, if samples have labels and their source does not name them.
         templates: sentences with `{}` that turn a name into a caption.
         crop_scale: range of the random crop's area, as a share of the picture's.
         num_workers: processes that decode, for each training process; 0 decodes in the training process.
+        max_skipped_share: of the samples, and of the files, that may be skipped because they cannot be used; more
+            of them end the run.
+        shuffle_buffer: samples that a worker shuffles among each other if shards are remote.
     """
 
-    train: tuple[Path, ...] = ()
-    val: tuple[Path, ...] = ()
+    train: tuple[str, ...] = ()
+    val: tuple[str, ...] = ()
     max_val: int = 1000
     classes: Path | None = None
     templates: tuple[str, ...] = TEMPLATES
     crop_scale: tuple[float, float] = (0.6, 1.0)
     num_workers: int = 0
+    max_skipped_share: float = 0.01
+    shuffle_buffer: int = 1000
 
     def __post_init__(self):
+        for name in ("train", "val"):  # a path in the form in which records have it, without a last slash
+            sources = (os.fspath(source) for source in getattr(self, name))
+            plain = tuple(s if "://" in s else str(Path(s)) for s in sources)
+            object.__setattr__(self, name, plain)
         for template in self.templates:
             if "{}" not in template:
                 raise InputError(f"templates has {template!r} without {{}}: put it where the word goes")
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise InputError(f"crop_scale is {self.crop_scale}: it must be two shares of (0, 1], smaller first")
-        for name in ("max_val", "num_workers"):
+        for name in ("max_val", "num_workers", "shuffle_buffer"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be 0 or more")
+        if not 0 <= self.max_skipped_share < 1:
+            raise InputError(f"max_skipped_share is {self.max_skipped_share}: it must be a share in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -123,22 +144,42 @@ class TrainRecipe(ComputeConfig):
 class Data:
     """The samples of a run and their words."""
 
-    train: ParquetSamples
+    train: Samples | Stream
     val: list[dict]
     captioner: Captioner
 
     @classmethod
     def open(cls, config: DataConfig) -> "Data":
-        """Open the files.
+        """Open the sources.
 
         Raises:
-            InputError: one is missing or is something else.
+            InputError: one is missing or is something else, or too much of what is held out cannot be used.
         """
         if not config.train:
-            raise InputError("no training data: name Parquet files, or folders of them, with --data.train")
-        val = ParquetSamples(config.val) if config.val else []
-        names = read_class_names(config.classes) if config.classes else []
-        return cls(ParquetSamples(config.train), _some(val, config.max_val), Captioner(names, config.templates))
+            raise InputError("no training data: name files or folders with --data.train")
+        train = open_samples(config.train, config.shuffle_buffer)
+        val = open_samples(config.val) if config.val else None
+        named, held_out = train.class_names, val.class_names if val else ()
+        if named and held_out and named != held_out:
+            raise InputError(
+                f"train has {len(named)} classes, val {len(held_out)} others: give both the same ones"
+            )
+        names = [[name.replace("_", " ")] for name in named]
+        if config.classes:
+            names = read_class_names(config.classes)
+        chosen = _good(val, config.max_val, config.max_skipped_share) if val else []
+        return cls(train, chosen, Captioner(names, config.templates))
+
+    @property
+    def num_samples(self) -> int | None:
+        """Of `train`; None: nobody has counted them."""
+        return None if isinstance(self.train, Stream) else len(self.train)
+
+    def __str__(self) -> str:
+        """What the log says of it."""
+        if isinstance(self.train, Stream):
+            return f"{len(self.train.shards):,} shards, read from front to back: resumes exactly to the shard"
+        return f"{len(self.train):,} samples: resumes exactly to the sample"
 
 
 def run(recipe: TrainRecipe, out: Path, resume: bool = False) -> bool:
@@ -164,14 +205,17 @@ def run(recipe: TrainRecipe, out: Path, resume: bool = False) -> bool:
         dataset = _training_set(recipe, model, data)
         tokenize = model.need_text_tokenizer() if recipe.stage == 1 else None
 
-        def stream(start_step: int) -> Generator[dict[str, Any], None, None]:
-            place = {"rank": rank(), "world_size": world_size(), "num_parts": recipe.num_parts(recipe.batch_size)}
-            yield from batches(dataset, tokenize, recipe.batch_size, start_step, recipe.data.num_workers, **place)
+        def stream(start_step: int, notes: Path | None = out) -> Generator[dict[str, Any], None, None]:
+            journal = Journal(data.train, recipe.data.max_skipped_share, notes, rank(), world_size())
+            size, num_workers = recipe.batch_size, recipe.data.num_workers
+            place = (rank(), world_size(), recipe.num_parts(size))
+            yield from batches(dataset, tokenize, size, start_step, num_workers, *place, journal)
 
         # data that cannot be used fails here, before anything is written
-        first = on_all_ranks(lambda: next(stream(0)))
+        first = on_all_ranks(lambda: next(stream(0, None)))
         flops = recipe.flops_per_image(model, first["input_ids"].shape[1] if tokenize else 0)
-        on_first_rank(partial(_record, recipe, model, len(data.train), out))
+        on_first_rank(partial(_record, recipe, model, data.num_samples, out))
+        logger.info("training on %s", data)
         evaluators = _evaluators(data, recipe.stage, getattr(task, "perceptual", None))
         outcome = fit(task, stream, recipe.fit, out, evaluators, resume, recipe.seed, device, flops)
         finished = outcome.step == recipe.fit.steps
@@ -239,8 +283,9 @@ def _evaluators(data: Data, stage: int, perceptual: Distance | None) -> list[Eva
         return {"reconstructions": reconstruction_grid(model, shown)}
 
     evaluators: list[Evaluator] = [partial(reconstruction, samples=data.val, perceptual=perceptual), draw]
-    if stage == 1 and names and "label" in data.val[0]:
-        evaluators.append(partial(zero_shot, samples=data.val, names=names, templates=templates))
+    labelled = [sample for sample in data.val if isinstance(sample.get("label"), int)]
+    if stage == 1 and names and labelled:
+        evaluators.append(partial(zero_shot, samples=labelled, names=names, templates=templates))
     return evaluators
 
 
@@ -250,10 +295,11 @@ def _check_compiler(recipe: TrainRecipe) -> None:
         raise InputError("compiling the model needs a C++ compiler: install g++, or pass --no-compile")
 
 
-_MAY_CHANGE = {"fit", "data.num_workers", *ComputeConfig.__dataclass_fields__}
+_MAY_CHANGE_DATA = {"data.num_workers", "data.max_skipped_share", "data.shuffle_buffer"}
+_MAY_CHANGE = {"fit", *_MAY_CHANGE_DATA, *ComputeConfig.__dataclass_fields__}
 
 
-def _record(recipe: TrainRecipe, model: QLIP, num_samples: int, out: Path) -> None:
+def _record(recipe: TrainRecipe, model: QLIP, num_samples: int | None, out: Path) -> None:
     """Write `recipe.json`: the recipe, and a segment for the start and for each time that the run was resumed.
 
     A resumed run must be of the same recipe, but for how long and how often, and how it is computed.
@@ -267,9 +313,7 @@ def _record(recipe: TrainRecipe, model: QLIP, num_samples: int, out: Path) -> No
             raise InputError(f"{out} holds a run with another {name!r}: resume with its recipe.json as RECIPE")
         if record["num_samples"] != num_samples:
             was = record["num_samples"]
-            raise InputError(
-                f"{out} holds a run on {was:,} samples, now there are {num_samples:,}: give it its data"
-            )
+            raise InputError(f"{out} holds a run on {was} samples, now there are {num_samples}: give it its data")
     first_step = checkpoint_step(checkpoint) + 1 if checkpoint else 1
     segment = {"first_step": first_step, "world_size": world_size(), "fit": plain["fit"]}
     segments.append(segment | {"environment": environment(recipe.device)})
@@ -277,6 +321,7 @@ def _record(recipe: TrainRecipe, model: QLIP, num_samples: int, out: Path) -> No
         record = {"stage": recipe.stage, "num_samples": num_samples, "recipe": plain, "segments": segments}
         unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if not checkpoint:
+        (out / SKIPPED).unlink(missing_ok=True)
         try:
             save_description(model, out / "description")
         except Exception as error:  # `tokenizers` raises plain Exception
@@ -303,8 +348,25 @@ def _change(was: Any, now: Any, name: str = "") -> str | None:
     return next(filter(None, changes), None)
 
 
-def _some(samples: Sequence[dict], count: int) -> list[dict]:
-    """At most `count` samples, evenly spread."""
-    if count >= len(samples):
-        return list(samples[:])
-    return [samples[i * len(samples) // count] for i in range(count)]
+def _good(samples: Samples | Stream, count: int, max_skipped_share: float) -> list[dict]:
+    """At most `count` samples, evenly spread, or the first of a stream, without those that cannot be used."""
+    Journal(samples, max_skipped_share)  # its files
+    found: Iterable[dict | Fault]
+    if isinstance(samples, Stream):
+        found = islice(samples, count)
+    else:
+        count = min(count, len(samples))
+        found = readable(samples, (i * len(samples) // count for i in range(count)))
+    good: list[dict] = []
+    faults: list[Fault] = []
+    for sample in found:
+        if isinstance(sample, Fault):
+            faults.append(sample)
+            continue
+        try:
+            read_image(sample["image"])
+            good.append(sample)
+        except InputError as error:
+            faults.append(Fault(sample["key"], str(error)))
+    Journal([{}] * (len(good) + len(faults)), max_skipped_share).skip(faults)
+    return good

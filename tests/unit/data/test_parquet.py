@@ -1,12 +1,8 @@
-import json
-from collections import Counter
-
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qlip.data.parquet import Captioner, ParquetSamples, read_class_names
+from qlip.data.parquet import ParquetSamples
 from qlip.errors import InputError
 
 
@@ -33,7 +29,7 @@ def test_rows_of_several_files_in_order(tmp_path):
 def test_datasets_library_convention_without_labels(tmp_path):
     images = [{"bytes": b"x", "path": "a.png"}]
     samples = ParquetSamples([write(tmp_path / "a.parquet", image=images, caption=["a cat"])])
-    assert samples[0]["caption"] == "a cat" and not samples.has_labels
+    assert samples[0]["caption"] == "a cat" and "label" not in samples[0]
 
 
 def test_captions_alone(tmp_path):
@@ -50,7 +46,9 @@ def test_pictures_beside_the_file(tmp_path):
     images = [{"bytes": None, "path": p} for p in ("sub/a.png", "sub/nowhere.png", None)] + [None]
     samples = ParquetSamples([write(tmp_path / "data/a.parquet", image=images, label=[0] * 4)])
     assert samples[0]["image"] == b"picture"
-    with pytest.raises(InputError, match=r"a\.parquet:1: its picture 'sub/nowhere\.png' cannot be read \(No such"):
+    with pytest.raises(
+        InputError, match=r"a\.parquet:1: its picture '.*sub/nowhere\.png' cannot be read \(No such"
+    ):
         samples[1]
     for row in (2, 3):
         with pytest.raises(InputError, match=rf"a\.parquet:{row}: `image` has neither"):
@@ -67,43 +65,10 @@ def test_bad_files_are_named(tmp_path):
     data = bytearray((tmp_path / "cut.parquet").read_bytes())
     data[4:40] = b"\xff" * 36
     (tmp_path / "cut.parquet").write_bytes(data)
-    with pytest.raises(InputError, match=r"cut\.parquet: not a readable"):
-        ParquetSamples([tmp_path / "cut.parquet"])
+    with pytest.raises(InputError, match=r"cut\.parquet:0: .*cut\.parquet: not a readable"):
+        ParquetSamples([tmp_path / "cut.parquet"])[0]
     with pytest.raises(InputError, match=r"no column `image`.*words"):
         ParquetSamples([write(tmp_path / "c.parquet", words=["a"])])
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty: no Parquet"):
         ParquetSamples([tmp_path / "empty"])
-
-
-def test_captions_use_every_name_and_template_the_usual_name_most():
-    captioner = Captioner([["dog"], ["cat", "felis", "puss"]], ["a {}.", "{}"])
-    rng = np.random.default_rng(0)
-    seen = Counter(captioner({"label": 1, "key": "k"}, rng) for _ in range(3000))
-    assert set(seen) == {f"a {n}." for n in ("cat", "felis", "puss")} | {"cat", "felis", "puss"}
-    usual = (seen["cat"] + seen["a cat."]) / 3000
-    assert usual == pytest.approx(1 / 2 + 1 / 6, abs=0.03)
-    assert captioner({"caption": "its own", "label": 1, "key": "k"}, rng) == "its own"
-
-
-def test_a_sample_without_words_is_named():
-    rng = np.random.default_rng(0)
-    with pytest.raises(InputError, match="row 7: label 2 has no name: .* at least 3 names"):
-        Captioner([["dog"]])({"label": 2, "key": "row 7"}, rng)
-    with pytest.raises(InputError, match="label -1 has no name: leave the row out"):
-        Captioner([["dog"]])({"label": -1, "key": "row 7"}, rng)
-    with pytest.raises(InputError, match="row 7: neither"):
-        Captioner([["dog"]])({"key": "row 7"}, rng)
-
-
-@pytest.mark.parametrize("entries", (["dog", "cat"], [["dog"], ["cat"]], [{"names": ["dog"]}, {"names": ["cat"]}]))
-def test_class_names_in_three_forms(tmp_path, entries):
-    (tmp_path / "c.json").write_text(json.dumps(entries))
-    assert read_class_names(tmp_path / "c.json") == [["dog"], ["cat"]]
-
-
-@pytest.mark.parametrize("text", ("not json", "[1, 2]", "[[]]", '{"a": 1}', "null", "7"))
-def test_broken_class_names_are_named(tmp_path, text):
-    (tmp_path / "c.json").write_text(text)
-    with pytest.raises(InputError, match=r"c\.json"):
-        read_class_names(tmp_path / "c.json")

@@ -1,0 +1,59 @@
+"""Data sets of the `datasets` library, by name. The one file that imports it (extra `datasets`)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qlip.data.samples import COLUMNS, BadSample, Samples, captions_of, describe, read_picture
+from qlip.errors import InputError, one_line
+
+
+class HubSamples(Samples):
+    """A split of a data set, memory-mapped by the library, which also fetches and caches it."""
+
+    def __init__(self, name: str):
+        """Load it.
+
+        Args:
+            name: of the hub, or a folder, and behind a colon the split; "train" where there is none.
+
+        Raises:
+            InputError: the library is missing, it knows no such set, or the set has no pictures.
+        """
+        try:
+            import datasets
+        except ImportError as error:
+            raise InputError(
+                f"datasets:{name} needs the library `datasets`: pip install 'open-qlip[datasets]'"
+            ) from error
+        path, _, split = name.partition(":")
+        self._name = f"{path}:{split or 'train'}"
+        try:
+            table = datasets.load_dataset(path, split=split or "train")
+        except Exception as error:  # the library raises almost anything
+            raise InputError(f"datasets:{self._name}: cannot be loaded ({one_line(error)})") from error
+        pictures = [column for column, kind in table.features.items() if isinstance(kind, datasets.Image)]
+        if not pictures:
+            raise InputError(f"datasets:{self._name}: no column of pictures; its columns are {table.column_names}")
+        self._image = "image" if "image" in pictures else pictures[0]
+        table = table.select_columns([name for name in table.column_names if name in {self._image, *COLUMNS}])
+        self._table = table.cast_column(self._image, datasets.Image(decode=False))
+        label = table.features.get("label")
+        if isinstance(label, datasets.ClassLabel):
+            self.class_names = tuple(label.names)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def read(self, index: int) -> dict[str, Any]:
+        """Row `index`."""
+        record = self._table[index]
+        image, key = record[self._image] or {}, f"{self._name}:{index}"
+        if image.get("bytes") is None and not image.get("path"):
+            raise BadSample(key, "the row has no picture")
+        encoded = image["bytes"] if image.get("bytes") is not None else read_picture(Path(image["path"]), key)
+        return {"image": encoded, "key": key} | describe(record)
+
+    def captions(self) -> Iterator[str]:
+        """Those of all rows."""
+        yield from captions_of(map(describe, self._table.remove_columns(self._image)))

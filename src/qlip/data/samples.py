@@ -1,0 +1,203 @@
+"""What a source gives: samples, by number.
+
+A sample is a dict with `image` (encoded bytes), `key` (a name that finds it again), words where there are some
+(`label`, an index into class names; `caption`, a string; `captions`, several of which training draws one each
+time, the first being the plainest), and `licence`, `author`, `source`, `url` where they are known.
+"""
+
+import bisect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qlip.errors import InputError
+
+ABOUT = ("licence", "license", "author", "source", "url")
+COLUMNS = ("label", "caption", "captions", "text", *ABOUT)
+IMAGE_SUFFIXES = frozenset(
+    {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif", "jp2", "ico", "qoi"}
+)
+
+
+class BadSample(InputError):
+    """A sample that cannot be used: its key and the reason."""
+
+    def __init__(self, key: str, reason: object):
+        super().__init__(key, " ".join(str(reason).split()))
+        self.key, self.reason = self.args
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What could not be used: a sample, or a whole file.
+
+    Attributes:
+        key: of the sample, or the file's name.
+        reason: why not.
+        index: number of the sample in its source, where it has one.
+        is_file: whether it is a file.
+    """
+
+    key: str
+    reason: str
+    index: int | None = None
+    is_file: bool = False
+
+
+class Samples(Sequence):
+    """Samples of one source. Pickles, so that worker processes of any start method can open it for themselves.
+
+    Attributes:
+        class_names: what the labels mean, where the source says so.
+        unreadable: of the source's files, those that could not be opened.
+        num_files: with those.
+    """
+
+    class_names: tuple[str, ...] = ()
+    unreadable: tuple[Fault, ...] = ()
+    num_files: int = 1
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.read(index)
+
+    def read(self, index: int) -> dict[str, Any]:
+        """Sample `index`.
+
+        Raises:
+            BadSample: it cannot be read.
+        """
+        raise NotImplementedError
+
+    def captions(self) -> Iterator[str]:
+        """All captions, without touching the pictures."""
+        raise NotImplementedError
+
+
+class Joined(Samples):
+    """Several sources, one after the other."""
+
+    def __init__(self, parts: Sequence[Samples], unreadable: Sequence[Fault] = ()):
+        """Join them.
+
+        Args:
+            parts: at least one.
+            unreadable: files that should have been parts, too.
+
+        Raises:
+            InputError: they number different classes.
+        """
+        self.parts = list(parts)
+        self._ends = np.cumsum([len(part) for part in parts]).tolist()
+        self.unreadable = (*unreadable, *(fault for part in parts for fault in part.unreadable))
+        self.num_files = len(unreadable) + sum(part.num_files for part in parts)
+        names = {part.class_names for part in parts if part.class_names}
+        if len(names) > 1:
+            first, second = sorted(names)[:2]
+            raise InputError(
+                f"two sources number their classes differently ({_some(first)}; {_some(second)}): "
+                "give their pictures captions, or the same classes"
+            )
+        self.class_names = names.pop() if names else ()
+
+    @classmethod
+    def of_files(cls, kind: Callable[[Path], Samples], files: Sequence[Path]) -> "Joined":
+        """Open each file; those that cannot be are `unreadable`.
+
+        Raises:
+            InputError: none can be opened; about the last.
+        """
+        parts: list[Samples] = []
+        unreadable: list[Fault] = []
+        for file in files:
+            try:
+                parts.append(kind(file))
+            except InputError as error:
+                if file == files[-1] and not parts:
+                    raise
+                unreadable.append(Fault(str(file), str(error).removeprefix(f"{file}: "), is_file=True))
+        return cls(parts, unreadable)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def read(self, index: int) -> dict[str, Any]:
+        """Sample `index` of all."""
+        part = bisect.bisect_right(self._ends, index)
+        return self.parts[part].read(index - (self._ends[part - 1] if part else 0))
+
+    def captions(self) -> Iterator[str]:
+        """Those of each source."""
+        for part in self.parts:
+            yield from part.captions()
+
+
+def readable(samples: Samples, indices: Iterable[int]) -> Iterator[dict[str, Any] | Fault]:
+    """Some of the samples, and in the place of each that cannot be read the reason."""
+    for index in indices:
+        try:
+            yield samples[index]
+        except BadSample as error:
+            yield Fault(error.key, error.reason, index)
+
+
+def describe(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a record's columns those of a sample: its words, and whose it is. Blank words are none.
+
+    `text` is another name for `caption`; a list under `caption` is `captions`, and so are the lines of a string
+    under `captions`.
+    """
+    found = {name: record[name] for name in ("label", *ABOUT) if record.get(name) is not None}
+    caption, captions = _texts(record.get("caption")), record.get("captions")
+    captions = _texts(captions.splitlines() if isinstance(captions, str) else captions)
+    if not caption and not captions:
+        caption = _texts(record.get("text"))
+    if len(caption) > 1:
+        caption, captions = [], captions or caption
+    if caption:
+        found["caption"] = caption[0]
+    if captions:
+        found["captions"] = captions
+    return found
+
+
+def lines_of(text: str) -> dict[str, Any]:
+    """The words of a `.txt` file: a line is the caption, several are captions."""
+    return describe({"caption": [line.strip() for line in text.splitlines()]})
+
+
+def captions_of(samples: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Every caption of some samples."""
+    for sample in samples:
+        yield from [sample["caption"]] if "caption" in sample else sample.get("captions", [])
+
+
+def read_picture(path: Path, key: str) -> bytes:
+    """A picture's file.
+
+    Raises:
+        BadSample: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadSample(key, f"its picture {str(path)!r} cannot be read ({reason})") from error
+
+
+def _texts(value: Any) -> list[str]:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [str(text) for text in values if text is not None and str(text).strip()]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + ", …" * (len(names) > 3)

@@ -1,0 +1,226 @@
+"""WebDataset shards: `.tar` files in which neighbours of one name make a sample.
+
+    00000017.jpg    the picture
+    00000017.txt    its captions, one a line
+    00000017.cls    the number of its class
+    00000017.json   an object with any of `caption`, `captions`, `label`, …: goes before the two others
+
+The name ends at the first dot; other members are passed over. A local shard is read at any place: one scan finds
+where each sample's members lie, and leaves that beside the shard, in `NAME.tar.index`, where the folder can be
+written to. A shard that was changed since is scanned again.
+"""
+
+import io
+import itertools
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from qlip.data.samples import IMAGE_SUFFIXES, BadSample, Fault, Joined, Samples, captions_of, describe, lines_of
+from qlip.errors import InputError, one_line
+
+T = TypeVar("T")
+FIELDS = ("image", "json", "txt", "cls")
+MANIFEST = "manifest.json"
+_PLACES = [(f"{field}_{what}", pa.int64()) for field in FIELDS for what in ("offset", "size")]
+_INDEX = pa.schema([("key", pa.string()), *_PLACES])
+_INDEX_VERSION = "1"
+
+
+class Member(tarfile.TarInfo):
+    """A member of a shard. tarfile alone takes a damaged header for the end, and that of a file for a shard's."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> "Member":
+        """The next member.
+
+        Raises:
+            tarfile.ReadError: there is none, nor the mark of the end.
+        """
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"damaged at byte {tar.offset:,}: {error}") from error
+
+
+class ShardSamples(Joined):
+    """The samples of local shards, in order; class names come from the first one's manifest."""
+
+    def __init__(self, paths: Sequence[Path]):
+        """Read or make each shard's index.
+
+        Raises:
+            InputError: none of them is a shard.
+        """
+        joined = Joined.of_files(Shard, paths)
+        super().__init__(joined.parts, joined.unreadable)
+        self.class_names = tuple(read_manifest(paths[0].parent).get("class_names") or ())
+
+
+class Shard(Samples):
+    """The samples of one local shard."""
+
+    def __init__(self, path: Path):
+        """Read or make the index.
+
+        Raises:
+            InputError: the file is no shard. One that ends early has what is surely whole, and is `unreadable`.
+        """
+        try:
+            self._index = _read_index(path)
+        except (OSError, tarfile.TarError) as error:
+            raise InputError(f"{path}: not a readable shard ({one_line(error)}): replace it") from error
+        self._path = path
+        if fault := self._index.schema.metadata[b"fault"].decode():
+            self.unreadable = (Fault(str(path), f"{fault}: replace it", is_file=True),)
+        if not len(self):
+            raise InputError(f"{path}: no samples in this shard")
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def read(self, index: int) -> dict[str, Any]:
+        """Sample `index`."""
+        key, fields = self._fields(index, FIELDS)
+        return sample_of(key, fields)
+
+    def captions(self) -> Iterator[str]:
+        """Those of all samples whose words are good."""
+        for i in range(len(self)):
+            with suppress(BadSample):  # `read` tells of it
+                yield from captions_of([_words(*self._fields(i, ("json", "txt")))])
+
+    def _fields(self, index: int, names: Iterable[str]) -> tuple[str, dict[str, bytes]]:
+        row = self._index.slice(index, 1).to_pylist()[0]
+        key, fields = f"{self._path.name}/{row['key']}", {}
+        try:
+            with self._path.open("rb") as file:
+                for name in names:
+                    if row[f"{name}_offset"] is not None:
+                        file.seek(row[f"{name}_offset"])
+                        fields[name] = file.read(row[f"{name}_size"])
+        except OSError as error:
+            raise BadSample(key, f"its shard cannot be read ({one_line(error)})") from error
+        return key, fields
+
+
+def sample_of(key: str, fields: Mapping[str, bytes]) -> dict[str, Any]:
+    """A sample from the contents of its members.
+
+    Raises:
+        BadSample: it has no picture, or its words are damaged.
+    """
+    if "image" not in fields:
+        raise BadSample(key, "no picture among its members")
+    return {"image": fields["image"], "key": key} | _words(key, fields)
+
+
+def grouped(members: Iterable[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T]]]:
+    """Named members of a shard → the name of each sample, and its members by field."""
+    for stem, group in itertools.groupby(members, lambda member: _split(member[0])[0]):
+        fields: dict[str, T] = {}
+        for name, value in group:
+            if field := field_of(name):
+                fields.setdefault(field, value)
+        if fields:
+            yield stem, fields
+
+
+def field_of(name: str) -> str | None:
+    """Which of `FIELDS` a member is."""
+    suffix = _split(name)[1].lower()
+    return "image" if suffix in IMAGE_SUFFIXES else suffix if suffix in FIELDS[1:] else None
+
+
+def add_sample(tar: tarfile.TarFile, number: int, image: bytes, suffix: str, record: Mapping[str, Any]) -> None:
+    """Append a sample to a shard; equal samples make equal bytes."""
+    stem = f"{number:08d}"
+    members = {suffix: image, "json": json.dumps(record, ensure_ascii=False).encode()}
+    said = next(captions_of([record]), "")
+    if said:  # for other readers of such shards, as is `cls`
+        members["txt"] = " ".join(said.split()).encode()
+    if isinstance(record.get("label"), int):
+        members["cls"] = str(record["label"]).encode()
+    for name, contents in members.items():
+        member = tarfile.TarInfo(f"{stem}.{name}")
+        member.size = len(contents)
+        tar.addfile(member, io.BytesIO(contents))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The `manifest.json` of a folder; empty where there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / MANIFEST}: not readable ({one_line(error)}): replace or delete it") from error
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def _words(key: str, fields: Mapping[str, bytes]) -> dict[str, Any]:
+    try:
+        record = json.loads(fields["json"]) if "json" in fields else {}
+        words = describe(record)
+        if "txt" in fields and not {"caption", "captions"} & words.keys():
+            words |= lines_of(fields["txt"].decode("utf-8"))
+        if "cls" in fields and "label" not in words:
+            words["label"] = int(fields["cls"])
+    except (ValueError, AttributeError) as error:
+        raise BadSample(key, f"its words are damaged ({one_line(error)})") from error
+    return words
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Up to the first dot of the last part, and behind it."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return folder + slash + stem, suffix
+
+
+def _read_index(path: Path) -> pa.Table:
+    """The index beside a shard if it is of this version of it, else a new one."""
+    stat, cache = path.stat(), path.with_name(path.name + ".index")
+    stamp = f"{_INDEX_VERSION} {stat.st_size} {stat.st_mtime_ns}".encode()
+    with suppress(OSError, pa.ArrowException):
+        table = pa.ipc.open_file(pa.memory_map(os.fspath(cache))).read_all()
+        if table.schema == _INDEX and (table.schema.metadata or {}).get(b"stamp") == stamp:
+            return table
+    rows, fault = _scan(path)
+    table = pa.Table.from_pylist(rows, _INDEX.with_metadata({b"stamp": stamp, b"fault": fault.encode()}))
+    unfinished = cache.with_name(f".{cache.name}.{os.getpid()}")  # other processes may be at it, too
+    with suppress(OSError):
+        with pa.ipc.new_file(os.fspath(unfinished), table.schema) as writer:
+            writer.write_table(table)
+        unfinished.replace(cache)
+    return table
+
+
+def _scan(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """A row for each sample, and what ended the scan before its time."""
+    rows: list[dict[str, Any]] = []
+    try:
+        with tarfile.open(path, "r:", tarinfo=Member) as tar:
+            members = ((m.name, (m.offset_data, m.size)) for m in tar if m.isfile())
+            for key, places in grouped(members):
+                row: dict[str, Any] = {"key": key}
+                for field, (offset, size) in places.items():
+                    row |= {f"{field}_offset": offset, f"{field}_size": size}
+                rows.append(row)
+    except tarfile.TarError as error:
+        if not rows:
+            raise
+        return rows, one_line(error)
+    return rows, ""

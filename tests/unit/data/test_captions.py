@@ -1,0 +1,43 @@
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from qlip.data.captions import Captioner, read_class_names
+from qlip.errors import InputError
+
+
+def test_captions_use_every_name_and_template_the_usual_name_most():
+    captioner = Captioner([["dog"], ["cat", "felis", "puss"]], ["a {}.", "{}"])
+    rng = np.random.default_rng(0)
+    seen = Counter(captioner({"label": 1, "key": "k"}, rng) for _ in range(3000))
+    assert set(seen) == {f"a {n}." for n in ("cat", "felis", "puss")} | {"cat", "felis", "puss"}
+    usual = (seen["cat"] + seen["a cat."]) / 3000
+    assert usual == pytest.approx(1 / 2 + 1 / 6, abs=0.03)
+    assert captioner({"caption": "its own", "label": 1, "key": "k"}, rng) == "its own"
+
+
+def test_a_sample_without_words_is_named():
+    rng = np.random.default_rng(0)
+    with pytest.raises(InputError, match="row 7: label 2 has no name: .* at least 3 names"):
+        Captioner([["dog"]])({"label": 2, "key": "row 7"}, rng)
+    with pytest.raises(InputError, match="label -1 has no name: leave it out"):
+        Captioner([["dog"]])({"label": -1, "key": "row 7"}, rng)
+    with pytest.raises(InputError, match="row 7: neither"):
+        Captioner([["dog"]])({"key": "row 7"}, rng)
+    with pytest.raises(InputError, match="row 7: label 'dog' is no number"):
+        Captioner([["dog"]])({"key": "row 7", "label": "dog"}, rng)
+
+
+@pytest.mark.parametrize("entries", (["dog", "cat"], [["dog"], ["cat"]], [{"names": ["dog"]}, {"names": ["cat"]}]))
+def test_class_names_in_three_forms(tmp_path, entries):
+    (tmp_path / "c.json").write_text(json.dumps(entries))
+    assert read_class_names(tmp_path / "c.json") == [["dog"], ["cat"]]
+
+
+@pytest.mark.parametrize("text", ("not json", "[1, 2]", "[[]]", '{"a": 1}', "null", "7"))
+def test_broken_class_names_are_named(tmp_path, text):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(InputError, match=r"c\.json"):
+        read_class_names(tmp_path / "c.json")
