@@ -26,8 +26,8 @@ from rich.progress import track
 import qlip
 from qlip.data.captions import read_class_names
 from qlip.data.parquet import ParquetSamples
-from qlip.demo.codecs import CODECS, read
 from qlip.environment import environment, resolve_device
+from qlip.eval.codecs import CODECS, read
 from qlip.eval.metrics import psnr, ssim, stack_uint8
 from qlip.eval.protocols import reconstruction, zero_shot
 from qlip.recipes.run import TEMPLATES

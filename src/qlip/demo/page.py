@@ -6,7 +6,7 @@ from importlib.metadata import version
 from importlib.resources import files
 
 from qlip.bits import unpack
-from qlip.demo.codecs import read, versions, write_lossless
+from qlip.eval.codecs import read, versions, write_lossless
 from qlip.demo.parts import card, figure, raw_size, token_map, uri
 from qlip.demo.summary import Example, Photo, Summary
 from qlip.demo.tokenmap import LARGEST_GRID_WITH_BITS

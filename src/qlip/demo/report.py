@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qlip.bits import unpack
-from qlip.demo.codecs import CODECS, read, write_lossless
+from qlip.eval.codecs import CODECS, read, write_lossless
 from qlip.demo.page import render
 from qlip.demo.summary import Example, Photo, Rendition, Row, Summary
 from qlip.demo.tokenmap import draw, token_colors
