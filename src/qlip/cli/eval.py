@@ -1,0 +1,189 @@
+"""Commands that measure a tokenizer: `qlip eval PROTOCOL`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.markup import escape
+from rich.table import Table
+
+from qlip.cli.options import (
+    DEFAULT_MODEL,
+    Json,
+    Model,
+    finish,
+    print_json,
+    print_table,
+    rank,
+    say,
+)
+from qlip.cli.options import track as watch
+from qlip.eval.options import FeatureName, Options, PerceptualName, ProbeConfig
+
+Sources = Annotated[
+    tuple[str, ...],
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="SOURCE…", help="Pictures: files, folders, shards, datasets:NAME; see docs/data.md."),
+]
+
+OPTIONS, PROBE = Options(), ProbeConfig()
+Shared = Annotated[Options, tyro.conf.arg(name="")]
+Perceptual = Annotated[
+    PerceptualName,
+    tyro.conf.arg(help="Perceptual distance; auto takes LPIPS where its weights are, else ST-LPIPS."),
+]
+
+
+def zero_shot(
+    sources: Sources,
+    /,
+    *,
+    model: Model = DEFAULT_MODEL,
+    classes: str | None = None,
+    templates: tuple[str, ...] = (),
+    options: Shared = OPTIONS,
+    json: Json = False,
+) -> int:
+    """Classify with words: top-1 and top-5.
+
+    Args:
+        classes: "imagenet" for its 1,000 names, or a JSON file of class names; by default the data's own.
+        templates: Sentences with {} for the name, or "imagenet" for CLIP's 80.
+    """
+    from qlip.eval.run import evaluate_zero_shot
+
+    found = evaluate_zero_shot(model, sources, options, watch, classes, templates)
+    return _show(found, json)
+
+
+def retrieval(
+    sources: Sources,
+    /,
+    *,
+    model: Model = DEFAULT_MODEL,
+    most_captions: int = 5,
+    options: Shared = OPTIONS,
+    json: Json = False,
+) -> int:
+    """Find pictures by captions and captions by pictures: recall at 1, 5, 10.
+
+    Args:
+        most_captions: Of a picture, the first ones.
+    """
+    from qlip.eval.run import evaluate_retrieval
+
+    return _show(evaluate_retrieval(model, sources, options, watch, most_captions), json)
+
+
+def reconstruction(
+    sources: Sources,
+    /,
+    *,
+    model: Model = DEFAULT_MODEL,
+    features: tuple[FeatureName, ...] = ("auto",),
+    inception_weights: Path | None = None,
+    perceptual: Perceptual = "auto",
+    options: Shared = OPTIONS,
+    json: Json = False,
+) -> int:
+    """Rebuild pictures from their tokens: PSNR, SSIM, LPIPS, rFID, bits.
+
+    Args:
+        features: Networks for Fréchet distances; auto takes those whose weights are here.
+        inception_weights: File of FID's Inception; by default torch.hub's folder has it.
+    """
+    from qlip.eval.run import evaluate_reconstruction
+
+    found = evaluate_reconstruction(model, sources, options, watch, features, inception_weights, perceptual)
+    return _show(found, json)
+
+
+def linear_probe(
+    *,
+    train: tuple[str, ...],
+    test: tuple[str, ...],
+    model: Model = DEFAULT_MODEL,
+    probe: ProbeConfig = PROBE,
+    cache: Path | None = None,
+    options: Shared = OPTIONS,
+    json: Json = False,
+) -> int:
+    """Train a linear classifier on frozen features, by the paper's schedule: CLS, mean of patches, both.
+
+    Args:
+        train: Sources of labelled pictures.
+        test: The same, held out.
+        probe: The paper's schedule.
+        cache: Folder in which features are kept; by default that of the results.
+    """
+    from qlip.eval.run import evaluate_linear_probe
+
+    return _show(evaluate_linear_probe(model, train, test, options, watch, probe, cache), json)
+
+
+def compare(
+    sources: Sources,
+    /,
+    *,
+    models: tuple[str, ...] = (DEFAULT_MODEL,),
+    perceptual: Perceptual = "auto",
+    options: Shared = OPTIONS,
+    json: Json = False,
+) -> int:
+    """Tokenizers side by side, and JPEG, WebP and AVIF at the same bytes; writes compare.png, too.
+
+    Args:
+        models: Bundled names, folders, hub ids.
+    """
+    from qlip.eval.run import evaluate_compare
+
+    return _show(evaluate_compare(models, sources, options, watch, perceptual), json)
+
+
+Protocol = (
+    Annotated[int, tyro.conf.subcommand("zero-shot", constructor=zero_shot)]
+    | Annotated[int, tyro.conf.subcommand("retrieval", constructor=retrieval)]
+    | Annotated[int, tyro.conf.subcommand("reconstruction", constructor=reconstruction)]
+    | Annotated[int, tyro.conf.subcommand("linear-probe", constructor=linear_probe)]
+    | Annotated[int, tyro.conf.subcommand("compare", constructor=compare)]
+)
+
+
+def eval(code: Annotated[Protocol, tyro.conf.arg(name="")]) -> int:
+    """Measure tokenizers; every protocol writes results.json."""
+    return code
+
+
+def _show(found: dict[str, Any], json: bool) -> int:
+    """On the first process, the numbers; what failed; the exit code."""
+    if rank() != "0":
+        return 0
+    if json:
+        print_json(found)
+    else:
+        print_table(_side_by_side(found) if found["protocol"] == "compare" else _table(found))
+    say(f"{found['data']['num_samples']:,} pictures; all of it is in {found['folder']}/results.json")
+    failed = [line for name in ("train_failed", "failed") for line in found["data"].get(name, [])]
+    return finish(found["data"]["num_samples"], failed, strict=False)
+
+
+def _table(found: dict[str, Any]) -> Table:
+    from qlip.eval.results import label, shown
+
+    ((name, numbers),) = found["results"].items()
+    table = Table("", escape(name), "95 % of resamples", box=None, padding=(0, 2, 0, 0))
+    for number, value in numbers.items():
+        ends = [shown(number, {"value": value[end]}) for end in ("low", "high") if end in value]
+        table.add_row(f"[bold]{escape(label(number))}", shown(number, value, False), " to ".join(ends))
+    return table
+
+
+def _side_by_side(found: dict[str, Any]) -> Table:
+    from qlip.eval.results import label, shown
+
+    rows = {who: numbers for who, numbers in found["results"].items() if " quality " not in who}
+    names = [name for name in next(iter(rows.values())) if all(name in numbers for numbers in rows.values())]
+    table = Table("", *map(label, names), box=None, padding=(0, 2, 0, 0))
+    for who, numbers in rows.items():
+        table.add_row(f"[bold]{escape(who)}", *(shown(name, numbers[name], False) for name in names))
+    return table

@@ -1,0 +1,143 @@
+"""Words for classes: ImageNet's names and templates, a file's, or what the data set calls its classes.
+
+ImageNet's come out of the package `open_clip`, whose one file of words is read and not imported: the package needs
+torchvision.
+"""
+
+import ast
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from qlip.data.captions import read_class_names
+from qlip.errors import InputError
+
+IMAGENET = "imagenet"
+PLAIN_TEMPLATES = ("a photo of a {}.",)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What labels mean.
+
+    Attributes:
+        names: the words that are told apart.
+        place: for each label of the data its index in `names`.
+        source: where the names are from, for the record.
+    """
+
+    names: tuple[str, ...]
+    place: tuple[int, ...]
+    source: str
+
+    def __post_init__(self) -> None:
+        if len(self.names) < 2:
+            raise InputError(f"{self.source}: only {len(self.names)} class names, nothing to tell apart")
+
+    def index(self, sample: dict[str, Any]) -> int:
+        """The place of a sample's class among the names.
+
+        Raises:
+            InputError: it has no label, or one without a name.
+        """
+        label = label_of(sample)
+        if label >= len(self.place):
+            raise InputError(
+                f"{sample.get('key')}: label {label}, but {self.source} has {len(self.place)} names: "
+                "give the class names of this data with --classes"
+            )
+        return self.place[label]
+
+
+def label_of(sample: dict[str, Any]) -> int:
+    """A sample's label.
+
+    Raises:
+        InputError: it has none, or it is no number from 0 on.
+    """
+    label = sample.get("label")
+    if not isinstance(label, int) or isinstance(label, bool) or label < 0:
+        found = "no label" if label is None else f"label {label!r}"
+        raise InputError(f"{sample.get('key')}: {found}: classes are numbered from 0, or have a folder each")
+    return label
+
+
+def find_classes(classes: str | None, folders: Sequence[str] = ()) -> Classes:
+    """The class names for some data.
+
+    Args:
+        classes: "imagenet", a JSON file as `qlip.data.captions.read_class_names` takes it, or None for the data's
+            own.
+        folders: what the data calls its classes by label, where it does; a file's entries are then found by these
+            names (or synset ids, `wnid`), so that some of the classes will do.
+
+    Raises:
+        InputError: no names, or they do not fit the data.
+    """
+    if classes is None:
+        if not folders:
+            raise InputError("the data does not name its classes: give the names with --classes")
+        names = tuple(name.replace("_", " ") for name in folders)
+        return Classes(names, tuple(range(len(names))), "the data")
+    if classes == IMAGENET:
+        entries, source = [[name] for name in imagenet_names()], "ImageNet's list in open_clip"
+        aliases = [{_plain(name)} for (name,) in entries]
+    else:
+        entries, source = read_class_names(classes), Path(classes).name
+        aliases = [{_plain(name) for name in names} for names in entries]
+        for alias, entry in zip(aliases, json.loads(Path(classes).read_text(encoding="utf-8")), strict=True):
+            if isinstance(entry, dict) and "wnid" in entry:
+                alias.add(_plain(entry["wnid"]))
+    usual = tuple(names[0] for names in entries)
+    return Classes(usual, _places(aliases, folders, source), source)
+
+
+def imagenet_names() -> list[str]:
+    """The 1,000 names that CLIP models are evaluated with, in the order of the synset ids."""
+    return ast.literal_eval(_open_clip("IMAGENET_CLASSNAMES"))
+
+
+def imagenet_templates() -> list[str]:
+    """The 80 sentences of CLIP, with `{}` for the name."""
+    functions = _open_clip("OPENAI_IMAGENET_TEMPLATES")
+    assert isinstance(functions, (ast.Tuple, ast.List))
+    texts = [function.body for function in functions.elts if isinstance(function, ast.Lambda)]
+    parts = [text.values for text in texts if isinstance(text, ast.JoinedStr)]
+    return ["".join(str(p.value) if isinstance(p, ast.Constant) else "{}" for p in part) for part in parts]
+
+
+def _places(aliases: list[set[str]], folders: Sequence[str], source: str) -> tuple[int, ...]:
+    """Of each label: by the folders' names, or, where no folder is named as a class is, by number."""
+    found = [next((i for i, alias in enumerate(aliases) if _plain(name) in alias), None) for name in folders]
+    known = [i for i in found if i is not None]
+    if known and len(known) == len(folders):
+        return tuple(known)
+    if known:
+        unknown = folders[found.index(None)]
+        raise InputError(f"class folder {unknown!r} is not in {source}: rename it, or leave it out")
+    if folders and len(folders) != len(aliases):
+        raise InputError(
+            f"the data has {len(folders)} classes ({folders[0]}, …), {source} {len(aliases)}, and no folder has "
+            "the name of one: give the class names of this data with --classes"
+        )
+    return tuple(range(len(aliases)))
+
+
+def _open_clip(name: str) -> ast.expr:
+    """The value of a name in open_clip's file of words."""
+    spec = find_spec("open_clip")
+    places = [Path(root) / "zero_shot_metadata.py" for root in (spec and spec.submodule_search_locations) or ()]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise InputError("ImageNet's names and templates are in open_clip: pip install --no-deps open-clip-torch")
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == name:
+            return node.value
+    raise InputError(f"{file} has no {name}: install open-clip-torch 3")
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ").casefold()

@@ -1,0 +1,74 @@
+"""What a person may choose of an evaluation; importing it is cheap, for the command line."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from qlip.errors import InputError
+
+Resize = Literal["crop", "squash"]
+FeatureName = Literal["auto", "inception", "efficientnet-lite0", "none"]
+PerceptualName = Literal["auto", "lpips", "st-lpips", "none"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all protocols share.
+
+    Attributes:
+        out: folder for results.json; by default results/MODEL/PROTOCOL.
+        card: write the numbers into the README.md of the model, which must be a folder, too.
+        resize: crop: the short side to the model's length, then the middle, as ImageNet is evaluated; squash: the
+            whole picture to the model's size, whatever its aspect.
+        image_size: side, or height and width, to work at; by default the model's own.
+        max_samples: how many pictures to look at, evenly spread; by default all.
+        batch_size: pictures at once.
+        num_workers: processes that decode, for each process that computes.
+        device: where to compute; auto takes a GPU if there is one.
+        dtype: of the weights.
+    """
+
+    out: Path | None = None
+    card: bool = False
+    resize: Resize = "crop"
+    image_size: int | tuple[int, int] | None = None
+    max_samples: int | None = None
+    batch_size: int = 64
+    num_workers: int = 0
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("max_samples", "batch_size", "num_workers"):
+            value, least = getattr(self, name), int(name != "num_workers")
+            if value is not None and value < least:
+                raise InputError(f"{name} is {value}: use {least} or more")
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """The paper's schedule of the linear probe.
+
+    Attributes:
+        lr: of AdamW (0.9, 0.999), at its peak.
+        weight_decay: of AdamW.
+        warmup_epochs: linear, from 0.
+        epochs: cosine, to 0.
+        batch_size: pictures a step.
+        seed: of the order.
+    """
+
+    lr: float = 0.2
+    weight_decay: float = 0.0
+    warmup_epochs: int = 1
+    epochs: int = 10
+    batch_size: int = 1024
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "epochs", "batch_size"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} is {getattr(self, name)}: use a number above 0")
+        for name in ("weight_decay", "warmup_epochs", "seed"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}: use 0 or more")
