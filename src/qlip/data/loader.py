@@ -25,12 +25,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from qlip.data.buckets import Buckets, Size
 from qlip.data.journal import Journal
 from qlip.data.samples import BadSample, Fault
 from qlip.data.stream import Reader, Stream
 from qlip.errors import InputError
 
-Transform = Callable[[bytes, np.random.Generator], Tensor]
+Transform = Callable[..., Tensor]
 Caption = Callable[[dict[str, Any], np.random.Generator], str]
 Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]
 
@@ -44,16 +45,25 @@ class TrainingSet(Dataset):
     label, whichever caption or name was drawn. Two labels that share a name stay apart.
     """
 
-    def __init__(self, samples: Sequence[dict] | Stream, transform: Transform, caption: Caption | None, seed: int):
+    def __init__(
+        self,
+        samples: Sequence[dict] | Stream,
+        transform: Transform,
+        caption: Caption | None,
+        seed: int,
+        buckets: Buckets | None = None,
+    ):
         """Hold the samples.
 
         Args:
             samples: dicts with `image` bytes, `key`, and `label`, `caption` or `captions`.
-            transform: encoded bytes and a generator → (3, H, W) float tensor.
+            transform: encoded bytes, a generator and, with buckets, `size` → (3, H, W) float tensor.
             caption: sample and a generator → its words; None: pictures alone.
             seed: of order and augmentation.
+            buckets: the size of each sample, where they are not all of one; not of a stream.
         """
         self.samples, self.transform, self.caption, self.seed = samples, transform, caption, seed
+        self.buckets = buckets
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
         """Sample i in epoch e, or another in its place; with `faults`, what could not be used.
@@ -64,17 +74,25 @@ class TrainingSet(Dataset):
         assert not isinstance(self.samples, Stream)
         faults: list[Fault] = []
         _, i = index
+        size = self.buckets.size(i) if self.buckets else None  # of the batch, whatever comes in the sample's place
         rng = np.random.default_rng((self.seed, *index))
         for attempt in range(1, MOST_IN_A_ROW + 1):
             try:
-                return self.make(self.samples[i], rng) | {"faults": faults}
+                return self.make(self.samples[i], rng, size) | {"faults": faults}
             except BadSample as error:
                 faults.append(Fault(error.key, error.reason, i))
             rng = np.random.default_rng((self.seed, *index, attempt))
             i = int(rng.integers(len(self.samples)))
         raise _none_good(faults[0])
 
-    def make(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    def order(self, batch_size: int, start_step: int) -> Iterator[list[tuple[int, int]]]:
+        """Endless batches of (epoch, sample), from batch number `start_step` on."""
+        if self.buckets:
+            return self.buckets.order(batch_size, self.seed, start_step)
+        assert not isinstance(self.samples, Stream)
+        return order(len(self.samples), batch_size, self.seed, start_step)
+
+    def make(self, sample: dict[str, Any], rng: np.random.Generator, size: Size | None = None) -> dict[str, Any]:
         """What a batch has of a sample: pixel_values, key and, with `caption`, caption and group.
 
         Raises:
@@ -87,7 +105,8 @@ class TrainingSet(Dataset):
             group = sample["label"] if own is None else _stable_hash(own)
             words = {"caption": caption, "group": group}
         try:
-            pixels = self.transform(sample["image"], rng)
+            sized = {"size": size} if size else {}
+            pixels = self.transform(sample["image"], rng, **sized)
         except InputError as error:
             raise BadSample(sample["key"], error) from error
         return {"pixel_values": pixels, "key": sample["key"]} | words
@@ -147,7 +166,7 @@ def batches(
             _Batches(dataset, tokenize),
             sampler=(
                 indices[start : start + size]
-                for indices in order(len(dataset.samples), batch_size, dataset.seed, start_step)
+                for indices in dataset.order(batch_size, start_step)
                 for start in range(first, first + share, size)
             ),
         )

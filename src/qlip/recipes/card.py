@@ -108,6 +108,7 @@ def _card(
 ) -> str:
     """The model card, Markdown."""
     config, recipe, segments = model.config, settings["recipe"], settings["segments"]
+    height, width = config.size
     steps, batch_size = recipe["fit"]["steps"], recipe["batch_size"]
     rate = median([entry["images_per_s"] for entry in log if "loss" in entry])
     num_bytes = config.num_tokens * config.num_bits // 8
@@ -131,7 +132,7 @@ def _card(
         "---",
         f"# {model.name}",
         "",
-        f"A QLIP tokenizer: a {config.vision.image_size} × {config.vision.image_size} image becomes "
+        f"A QLIP tokenizer: a {height} × {width} image becomes "
         f"{config.num_tokens} tokens of {config.num_bits} bits ({num_bytes} bytes), from which it is rebuilt, "
         "and whose encoder classifies with words. "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters; ids `{model.id_hash()}`.",

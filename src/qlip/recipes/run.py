@@ -17,6 +17,7 @@ import tyro
 from PIL import Image
 
 from qlip.data.augment import random_resized_crop
+from qlip.data.buckets import Buckets
 from qlip.data.captions import Captioner, read_class_names
 from qlip.data.journal import SKIPPED, Journal
 from qlip.data.loader import TrainingSet, batches
@@ -67,6 +68,8 @@ class DataConfig:
         classes: JSON file of class names, if samples have labels and their source does not name them.
         templates: sentences with `{}` that turn a name into a caption.
         crop_scale: range of the random crop's area, as a share of the picture's.
+        buckets: heights and widths, in pixels, such as 64 64 64 96 96 64: a batch is of one of them, and a picture
+            goes where the aspect is nearest to its own. By default all are of the model's size.
         num_workers: processes that decode, for each training process; 0 decodes in the training process.
         max_skipped_share: of the samples, and of the files, that may be skipped because they cannot be used; more
             of them end the run.
@@ -79,6 +82,7 @@ class DataConfig:
     classes: Path | None = None
     templates: tuple[str, ...] = TEMPLATES
     crop_scale: tuple[float, float] = (0.6, 1.0)
+    buckets: tuple[tuple[int, int], ...] = ()
     num_workers: int = 0
     max_skipped_share: float = 0.01
     shuffle_buffer: int = 1000
@@ -202,7 +206,7 @@ def run(recipe: TrainRecipe, out: Path, resume: bool = False) -> bool:
         resumed = start_checkpoint(out, resume) is not None
         recipe = replace(recipe, device=device.type)
         task, model, data = on_all_ranks(partial(_prepare, recipe, device, out if resumed else None))
-        dataset = _training_set(recipe, model, data)
+        dataset = on_all_ranks(partial(_training_set, recipe, model, data))
         tokenize = model.need_text_tokenizer() if recipe.stage == 1 else None
 
         def stream(start_step: int, notes: Path | None = out) -> Generator[dict[str, Any], None, None]:
@@ -243,6 +247,10 @@ def do_again(recipe: TrainRecipe, folder: Path) -> dict[str, float | str]:
 def _prepare(recipe: TrainRecipe, device: torch.device, run: Path | None) -> tuple[Task, QLIP, Data]:
     """Check what can be checked, open the data, build the task; `run` is the folder of one to go on with."""
     _check_compiler(recipe)
+    if recipe.deterministic and recipe.data.buckets and device.type == "cuda":
+        raise InputError(
+            "PyTorch has no deterministic gradient of interpolated positions on a GPU: leave out buckets"
+        )
     require_matplotlib()
     require(recipe.fit.log_to)
     if recipe.deterministic:
@@ -257,7 +265,20 @@ def _prepare(recipe: TrainRecipe, device: torch.device, run: Path | None) -> tup
 
 def _training_set(recipe: TrainRecipe, model: QLIP, data: Data) -> TrainingSet:
     transform = _Transform(model.need_image_processor(), recipe.data.crop_scale)
-    return TrainingSet(data.train, transform, data.captioner if recipe.stage == 1 else None, recipe.seed)
+    captioner = data.captioner if recipe.stage == 1 else None
+    return TrainingSet(data.train, transform, captioner, recipe.seed, _buckets(recipe.data, model, data))
+
+
+def _buckets(config: DataConfig, model: QLIP, data: Data) -> Buckets | None:
+    if not config.buckets:
+        return None
+    for height, width in config.buckets:
+        model.config.vision.grid_of(height, width)
+    if isinstance(data.train, Stream):
+        raise InputError(
+            "buckets need data whose pictures can be measured before: fetch the shards, or leave it out"
+        )
+    return Buckets.measure(data.train, config.buckets, config.num_workers)
 
 
 @dataclass(frozen=True)
@@ -267,8 +288,10 @@ class _Transform:
     processor: ImageProcessor
     crop_scale: tuple[float, float]
 
-    def __call__(self, image: bytes, rng: np.random.Generator) -> torch.Tensor:
-        picture = random_resized_crop(read_image(image), self.processor.crop, rng, self.crop_scale)
+    def __call__(
+        self, image: bytes, rng: np.random.Generator, size: tuple[int, int] | None = None
+    ) -> torch.Tensor:
+        picture = random_resized_crop(read_image(image), size or self.processor.size, rng, self.crop_scale)
         return self.processor.normalize(picture)
 
 

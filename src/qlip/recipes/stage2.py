@@ -27,6 +27,11 @@ class Stage2Recipe(TrainRecipe):
     tokenizer: str = ""
     task: Annotated[Stage2Config, tyro.conf.arg(name="")] = field(default_factory=Stage2Config)
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.data.buckets and self.task.adversarial_weight and self.task.adversary == "stylegan2":
+            raise InputError("adversary 'stylegan2' takes pictures of one size: with buckets take 'patchgan'")
+
     @property
     def stage(self) -> int:
         """2."""

@@ -5,10 +5,12 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from qlip.data.buckets import Buckets, assign, picture_size
-from qlip.data.loader import order
+from qlip.data.journal import Journal
+from qlip.data.loader import TrainingSet, batches, order
 from qlip.errors import InputError
 from qlip.model.image import read_image
 
@@ -108,3 +110,40 @@ def test_measuring_reads_headers_alone(num_workers):
     buckets = Buckets.measure(samples, SIZES, num_workers)
     assert buckets.bucket.tolist() == [1, 1, 2, 0, 0, 0]
     assert buckets.size(0) == (64, 96) and buckets.size(2) == (96, 64)
+
+
+def read_at(picture, rng, size=None):
+    """A transform whose result tells the picture, the generator and the size."""
+    height, width = read_image(picture).size[::-1]
+    return torch.full((3, *size), float(height * width) + rng.random())
+
+
+@pytest.fixture
+def mixed():
+    """60 pictures of three aspects, four of which cannot be read."""
+    shapes = [(32, 32), (48, 32), (32, 48)]
+    pictures = [encoded(*shapes[i % 3]) if i % 15 != 7 else b"damaged" for i in range(60)]
+    samples = [{"image": picture, "key": str(i)} for i, picture in enumerate(pictures)]
+    return TrainingSet(samples, read_at, None, 0, Buckets.measure(samples, SIZES))
+
+
+def some_batches(dataset, count=20, **place):
+    journal = Journal(dataset.samples, 0.5)
+    return list(islice(batches(dataset, None, 8, journal=journal, **place), count))
+
+
+def same(ours, theirs):
+    return all(torch.equal(a["pixel_values"], b["pixel_values"]) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_batches_of_several_sizes(mixed):
+    """The same with workers, after an interruption and over ranks. What replaces a damaged one has its size."""
+    whole = some_batches(mixed)
+    assert {tuple(batch["pixel_values"].shape) for batch in whole} == {(8, 3, *size) for size in SIZES}
+    assert same(some_batches(mixed, num_workers=2), whole)
+    assert same(some_batches(mixed, 13, start_step=7), whole[7:])
+    ranks = [some_batches(mixed, rank=rank, world_size=2, num_parts=2) for rank in (0, 1)]
+    joined = [
+        {"pixel_values": torch.cat([part["pixel_values"] for part in parts])} for parts in zip(*ranks, strict=True)
+    ]
+    assert same(joined, whole)
