@@ -36,7 +36,12 @@ RANK = {
 }
 CORE = {"torch", "numpy", "safetensors", "PIL", "tokenizers", "huggingface_hub", "pyarrow", "tyro", "rich"}
 MODEL_ONLY = {"torch", "numpy", "safetensors", "PIL", "tokenizers", "huggingface_hub"}
-OPTIONAL = {"matplotlib": "train/plot.py", "wandb": "train/trackers.py"}  # the one file that may import it
+OPTIONAL = {  # the one file that may import it
+    "matplotlib": "train/plot.py",
+    "wandb": "train/trackers.py",
+    "fsspec": "data/remote.py",
+    "datasets": "data/hub.py",
+}
 
 
 def room(module: str) -> str:

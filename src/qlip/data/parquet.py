@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from qlip.data.samples import COLUMNS, BadSample, Joined, Samples, captions_of, describe, read_picture
 from qlip.errors import InputError
 
-HELD_BYTES = 2 << 30  # of decoded row groups, in a process
+HELD_BYTES = 1 << 30  # of decoded row groups, in a process
 
 
 class ParquetSamples(Joined):

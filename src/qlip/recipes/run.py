@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 from collections.abc import Generator, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -32,7 +33,7 @@ from qlip.files import whole_file
 from qlip.model.checkpoint import save_description
 from qlip.model.image import ImageProcessor, read_image
 from qlip.model.qlip import QLIP
-from qlip.recipes.plain import to_plain
+from qlip.recipes.plain import from_plain, to_plain
 from qlip.train.checkpoint import checkpoint_step, latest_checkpoint
 from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank, world_size
 from qlip.train.fit import Evaluator, FitConfig, fit, start_checkpoint
@@ -331,8 +332,10 @@ def _record(recipe: TrainRecipe, model: QLIP, num_samples: int | None, out: Path
     checkpoint, segments = latest_checkpoint(out), []
     if checkpoint:
         record = _read_record(path)
-        segments = record["segments"]
-        if name := _change(record["recipe"], plain):
+        segments, before = record["segments"], record["recipe"]
+        with suppress(InputError):  # fields that are newer than the record had the values of their defaults
+            before = to_plain(from_plain(type(recipe), before))
+        if name := _change(before, plain):
             raise InputError(f"{out} holds a run with another {name!r}: resume with its recipe.json as RECIPE")
         if record["num_samples"] != num_samples:
             was = record["num_samples"]
