@@ -39,6 +39,7 @@ MODEL_ONLY = {"torch", "numpy", "safetensors", "PIL", "tokenizers", "huggingface
 OPTIONAL = {  # the one file that may import it
     "matplotlib": "train/plot.py",
     "wandb": "train/trackers.py",
+    "torch_fidelity": "eval/inception.py",
     "fsspec": "data/remote.py",
     "datasets": "data/hub.py",
 }
