@@ -29,7 +29,8 @@ from qlip.data.parquet import ParquetSamples
 from qlip.environment import environment, resolve_device
 from qlip.eval.codecs import CODECS, read
 from qlip.eval.metrics import psnr, ssim, stack_uint8
-from qlip.eval.protocols import reconstruction, zero_shot
+from qlip.eval.reconstruction import reconstruction
+from qlip.eval.zero_shot import zero_shot
 from qlip.recipes.run import TEMPLATES
 from qlip.train.perceptual import Perceptual, load_perceptual
 

@@ -28,7 +28,8 @@ from safetensors.torch import load_file, save_file
 from qlip.environment import environment, resolve_device
 from qlip.errors import InputError
 from qlip.eval.metrics import psnr, stack_uint8, to_uint8
-from qlip.eval.protocols import reconstruction, zero_shot
+from qlip.eval.reconstruction import reconstruction
+from qlip.eval.zero_shot import zero_shot
 from qlip.figures.ablations import Result, write_tables
 from qlip.files import whole_file
 from qlip.model import QLIP

@@ -13,10 +13,10 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from qlip.bits import unpack
 from qlip.demo import report
-from qlip.eval.codecs import CODECS, read
 from qlip.demo.report import TEMPLATES, build, print_summary, read_photos
 from qlip.demo.tokenmap import CELL, GAP, ZERO_SHADE, draw, token_colors
 from qlip.errors import InputError
+from qlip.eval.codecs import CODECS, read
 from qlip.eval.metrics import to_uint8
 from qlip.model.config import PRESETS
 from qlip.model.image import ImageProcessor

@@ -6,10 +6,10 @@ from importlib.metadata import version
 from importlib.resources import files
 
 from qlip.bits import unpack
-from qlip.eval.codecs import read, versions, write_lossless
 from qlip.demo.parts import card, figure, raw_size, token_map, uri
 from qlip.demo.summary import Example, Photo, Summary
 from qlip.demo.tokenmap import LARGEST_GRID_WITH_BITS
+from qlip.eval.codecs import read, versions, write_lossless
 
 LICENSES = {
     "CC0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/",

@@ -20,12 +20,12 @@ from rich.console import Console
 from rich.table import Table
 
 from qlip.bits import unpack
-from qlip.eval.codecs import CODECS, read, write_lossless
 from qlip.demo.page import render
 from qlip.demo.summary import Example, Photo, Rendition, Row, Summary
 from qlip.demo.tokenmap import draw, token_colors
+from qlip.eval.batches import Track
+from qlip.eval.codecs import CODECS, read, write_lossless
 from qlip.eval.metrics import psnr, ssim, stack_uint8, to_uint8
-from qlip.eval.protocols import Track
 from qlip.files import whole_file
 from qlip.model.qlip import QLIP
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from qlip.eval.protocols import Track
+from qlip.eval.batches import Track
 from qlip.jobs.pictures import Pictures, find_pictures
 from qlip.model.qlip import QLIP
 

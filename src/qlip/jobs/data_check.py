@@ -12,7 +12,7 @@ from qlip.data.samples import Fault
 from qlip.data.shards import read_manifest
 from qlip.data.sources import local_files, open_samples
 from qlip.errors import InputError
-from qlip.eval.protocols import Track
+from qlip.eval.batches import Track
 from qlip.jobs.data_pack import checksum, manifest_folders
 from qlip.jobs.data_reading import Look, Seen, read_through
 

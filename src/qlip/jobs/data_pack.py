@@ -14,7 +14,7 @@ from qlip.data.samples import Fault
 from qlip.data.shards import MANIFEST, ShardSamples, add_sample, read_manifest
 from qlip.data.sources import open_samples
 from qlip.errors import InputError
-from qlip.eval.protocols import Track
+from qlip.eval.batches import Track
 from qlip.files import whole_file
 from qlip.jobs.data_reading import Look, Seen, read_through
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from PIL import Image
 
 from qlip.errors import InputError
-from qlip.eval.protocols import Track
+from qlip.eval.batches import Track
 from qlip.model.image import FORMATS
 
 

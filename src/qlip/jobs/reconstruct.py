@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from qlip.eval.batches import Track
 from qlip.eval.metrics import psnr, ssim, stack_uint8, to_uint8
-from qlip.eval.protocols import Track
 from qlip.jobs.pictures import Pictures, find_pictures, output_names
 from qlip.jobs.tokens import save_png
 from qlip.model.qlip import QLIP

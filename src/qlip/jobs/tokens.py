@@ -11,8 +11,8 @@ from PIL import Image
 
 from qlip.data.token_file import TokenFiles, TokenFormat, token_writer
 from qlip.errors import InputError
+from qlip.eval.batches import Track
 from qlip.eval.metrics import to_uint8
-from qlip.eval.protocols import Track
 from qlip.files import whole_file
 from qlip.jobs.pictures import Pictures, find_pictures, output_names
 from qlip.model.qlip import QLIP

@@ -12,7 +12,9 @@ from qlip.data.captions import read_class_names
 from qlip.data.sources import open_indexed
 from qlip.environment import environment
 from qlip.errors import InputError
-from qlip.eval.protocols import Track, reconstruction, zero_shot
+from qlip.eval.batches import Track
+from qlip.eval.reconstruction import reconstruction
+from qlip.eval.zero_shot import zero_shot
 from qlip.model.checkpoint import load, save
 from qlip.model.qlip import QLIP
 from qlip.train.log import read_log

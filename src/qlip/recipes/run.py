@@ -28,7 +28,8 @@ from qlip.data.stream import Stream
 from qlip.environment import environment
 from qlip.errors import InputError, one_line
 from qlip.eval.pictures import reconstruction_grid
-from qlip.eval.protocols import Distance, reconstruction, zero_shot
+from qlip.eval.reconstruction import Distance, reconstruction
+from qlip.eval.zero_shot import zero_shot
 from qlip.files import whole_file
 from qlip.model.checkpoint import save_description
 from qlip.model.image import ImageProcessor, read_image

@@ -8,7 +8,7 @@ import torch
 import qlip
 from qlip.data.parquet import ParquetSamples
 from qlip.errors import InputError
-from qlip.eval.protocols import reconstruction
+from qlip.eval.reconstruction import reconstruction
 from qlip.figures.stages import draw, stages
 from qlip.model.image import ImageProcessor
 
