@@ -81,7 +81,7 @@ def gradients(
     found = {}
     for name, changes in BOTTLENECKS.items():
         settings = {field: getattr(recipe, field) for field in Recipe.__dataclass_fields__}
-        settings |= {"data": data, "fit": fit, "batch_size": batch_size, "device": place.type}
+        settings |= {"data": data, "fit": fit, "batch_size": batch_size, "device": place.type, "compile": False}
         measured = _Measured(**settings | {"task": replace(recipe.task, **changes)})
         if not run(measured, runs / name, resume=True):
             return None
@@ -123,14 +123,17 @@ def draw(record: dict[str, Any], folder: Path) -> "Figure":
     figure = new_figure(7.2, 4.4)
     axis = figure.subplots()
     for loss, (low, high) in record["paper"].items():
-        axis.axhspan(low, high, color=THEIRS, alpha=0.18, lw=0, label=f"paper: {loss}, {low:g} to {high:g}")
+        axis.axhspan(low, high, color=THEIRS, alpha=0.15, lw=0)
+        place, label = axis.get_yaxis_transform(), f"paper: {loss}, {low:g} to {high:g}"
+        axis.text(0.99, (low * high) ** 0.5, label, transform=place, ha="right", va="center", color=THEIRS)
     for (name, series), style in zip(record["bottlenecks"].items(), ("-", "--"), strict=True):
         for loss, color in (("alignment", OURS), ("reconstruction", "#2c8c5a")):
             label = f"ours: {loss}, {name}"
             axis.plot(series["step"], series[loss], style, color=color, linewidth=1.5, label=label)
     axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")
     ratios = ", ".join(f"{ratio:,.0f} with {name}" for name, ratio in record["ratio"].items())
-    title = f"Gradients at the vision encoder's last MLP: `{record['recipe']}`, batch {record['batch_size']}"
+    title = f"Gradients at the vision encoder's last MLP: {record['recipe']}, batch {record['batch_size']}"
     plain(axis, f"{title}\nalignment / reconstruction: {ratios}", "step", "norm of the gradient")
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
     return figure

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qlip.data.parquet import ParquetSamples
+from qlip.data.sources import open_samples
+from qlip.data.stream import Stream
 from qlip.errors import InputError
 from qlip.eval.metrics import psnr, ssim, stack_uint8, to_uint8
 from qlip.figures.record import new_figure, write_figure
@@ -46,7 +47,9 @@ def stages(stage1: str, stage2: str, val: Sequence[str], out: Path, count: int =
     processor = models["stage1"].need_image_processor()
     if models["stage2"].need_image_processor() != processor:
         raise InputError(f"{stage1} and {stage2} prepare pictures differently: name two stages of one tokenizer")
-    samples = ParquetSamples(val)
+    samples = open_samples(val)
+    if isinstance(samples, Stream):
+        raise InputError(f"{', '.join(val)}: pictures are chosen by number, so name data on this machine")
     if not 1 <= count <= len(samples):
         raise InputError(f"count is {count}: it must be from 1 to the {len(samples):,} pictures that there are")
     chosen = [samples[i * len(samples) // count] for i in range(count)]
