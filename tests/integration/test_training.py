@@ -160,7 +160,7 @@ def assert_close(run, other):
 def one_line(words):
     """The first process's last line; the others have said nothing."""
     assert not any(words[1:]), words
-    lines = [line for line in words[0].splitlines() if not line.startswith(("step ", "training on "))]
+    lines = [line for line in words[0].splitlines() if not line.startswith(("step ", "INFO     training on "))]
     assert len(lines) == 1, words
     return lines[0]
 
