@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -81,7 +82,8 @@ def test_every_protocol(run, color_data, captioned, model, protocol, tmp_path, m
     code, out, err = run(*arguments)
     assert code == 0, err
     found = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert found["protocol"] == protocol and found["command"] == " ".join(map(str, ["qlip", "eval", *arguments]))
+    words = (argument.name if isinstance(argument, Path) else str(argument) for argument in arguments)
+    assert found["protocol"] == protocol and found["command"] == " ".join(["qlip", "eval", *words])
     assert found["models"] == [{"name": "small", "id_hash": qlip.load(model).id_hash(), "dtype": "float32"}]
     numbers = found["results"]["small"]
     assert METRICS[protocol] <= numbers.keys() and found["settings"]["resize"] == "crop"

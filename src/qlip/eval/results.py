@@ -61,7 +61,8 @@ def record(
         results: by model (or file format) the named numbers.
         device: that computed.
     """
-    command = " ".join(["qlip" if Path(sys.argv[0]).name == "qlip" else "python -m qlip.cli", *sys.argv[1:]])
+    program = "qlip" if Path(sys.argv[0]).name == "qlip" else "python -m qlip.cli"
+    arguments = (Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:])  # where files lay is private
     packages = {name: version(name) for name in ("numpy", "pillow")}
     return {
         "protocol": protocol,
@@ -71,7 +72,7 @@ def record(
         "results": {who: {name: _plain(n) for name, n in found.items()} for who, found in results.items()},
         "intervals": "95 %, 1,000 bootstrap resamples of the pictures, percentiles, seed 0",
         "environment": environment(device) | packages | {"device": device, "processes": world_size()},
-        "command": command,
+        "command": " ".join([program, *arguments]),
     }
 
 
