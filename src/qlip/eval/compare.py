@@ -19,7 +19,7 @@ from qlip.eval.reconstruction import Distance, compare, rebuild
 from qlip.eval.results import label
 from qlip.model.qlip import QLIP
 from qlip.train.distributed import world_size
-from qlip.train.plot import _figure, _save
+from qlip.train.plot import new_figure, save_figure
 
 QUALITIES = (0, 2, 5, 10, 20, 35, 50, 70)
 METRICS = ("psnr", "ssim", "lpips", "st_lpips")
@@ -86,7 +86,7 @@ def draw_rates(found: Mapping[str, Any], path: Path) -> None:
     """
     results, names = found["results"], [model["name"] for model in found["models"]]
     metrics = [metric for metric in METRICS if metric in results[names[0]]]
-    figure = _figure(4.3 * len(metrics), 3.8)
+    figure = new_figure(4.3 * len(metrics), 3.8)
     for axis, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         for i, codec in enumerate(CODECS):
             curve = [values for who, values in results.items() if re.fullmatch(rf"{codec.name} quality \d+", who)]
@@ -99,7 +99,7 @@ def draw_rates(found: Mapping[str, Any], path: Path) -> None:
         axis.set_ylabel(label(metric) + (" (less is better)" if "lpips" in metric else ""))
         axis.grid(alpha=0.3)
     figure.axes[0].legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _files(picture: Image.Image, targets: Sequence[int], headers: Mapping[str, int]) -> dict[str, bytes]:

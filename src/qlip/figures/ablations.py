@@ -10,8 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qlip.figures.record import OURS, THEIRS, new_figure, plain, write_figure
+from qlip.figures.record import OURS, THEIRS, plain, write_figure
 from qlip.files import whole_file
+from qlip.train.plot import new_figure
 
 if TYPE_CHECKING:
     from qlip.train.plot import Figure

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from qlip.environment import resolve_device
 from qlip.errors import InputError
-from qlip.figures.record import OURS, THEIRS, new_figure, plain, write_figure
+from qlip.figures.record import OURS, THEIRS, plain, write_figure
 from qlip.files import whole_file
 from qlip.model.qlip import QLIP
 from qlip.recipes import load_recipe
 from qlip.recipes.run import run
 from qlip.recipes.stage1 import Recipe
 from qlip.train.log import read_log
+from qlip.train.plot import new_figure
 from qlip.train.stage1 import Stage1
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_iter
 
 from qlip.environment import resolve_device
 from qlip.errors import InputError
-from qlip.figures.record import OURS, THEIRS, new_figure, plain, write_figure
+from qlip.figures.record import OURS, THEIRS, plain, write_figure
 from qlip.model.config import QLIPConfig
 from qlip.model.image import ImageProcessor
 from qlip.model.qlip import QLIP
@@ -30,6 +30,7 @@ from qlip.recipes.run import TrainRecipe
 from qlip.recipes.stage1 import Recipe
 from qlip.recipes.stage2 import Stage2Recipe
 from qlip.train.perceptual import Perceptual
+from qlip.train.plot import new_figure
 from qlip.train.stage1 import Stage1
 from qlip.train.stage2 import Stage2
 

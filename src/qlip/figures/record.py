@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlip.environment import environment
 from qlip.files import whole_file
-from qlip.train.plot import _figure, _save
+from qlip.train.plot import save_figure
 
 if TYPE_CHECKING:
     from qlip.train.plot import Axes, Figure
@@ -45,16 +45,7 @@ def write_figure(
 
 def redraw(path: Path, draw: Callable[[dict[str, Any], Path], "Figure"]) -> None:
     """Draw the numbers of a JSON file into the PNG beside it."""
-    _save(draw(json.loads(path.read_text(encoding="utf-8")), path.parent), path.with_suffix(".png"))
-
-
-def new_figure(width: float, height: float) -> "Figure":
-    """A figure of so many inches.
-
-    Raises:
-        InputError: matplotlib is not installed.
-    """
-    return _figure(width, height)
+    save_figure(draw(json.loads(path.read_text(encoding="utf-8")), path.parent), path.with_suffix(".png"))
 
 
 def plain(axis: "Axes", title: str, x: str, y: str) -> None:

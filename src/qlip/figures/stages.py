@@ -13,10 +13,11 @@ from qlip.data.sources import open_samples
 from qlip.data.stream import Stream
 from qlip.errors import InputError
 from qlip.eval.metrics import psnr, ssim, stack_uint8, to_uint8
-from qlip.figures.record import new_figure, write_figure
+from qlip.figures.record import write_figure
 from qlip.files import whole_file
 from qlip.model.checkpoint import load
 from qlip.train.perceptual import Perceptual, load_perceptual
+from qlip.train.plot import new_figure
 
 if TYPE_CHECKING:
     from qlip.train.plot import Figure

@@ -1,7 +1,7 @@
 """`tiny-contrastive`: `tiny` without pictures coming back, the baseline that only reads words (a CLIP).
 
-The command of `tiny` with this name and another --out. Half as long as `tiny`, for nothing is decoded; quantizer and
-decoder stand still at their random start.
+The command of `tiny` with this name and another --out. Half as long as `tiny`, for nothing is decoded; quantizer
+and decoder stand still at their random start.
 """
 
 from dataclasses import replace

@@ -64,7 +64,7 @@ def plot_log(log: Path, out: Path) -> None:
     Raises:
         InputError: matplotlib is not installed.
     """
-    _save(draw_curves(read_log(log)), out)
+    save_figure(draw_curves(read_log(log)), out)
 
 
 def draw_curves(entries: Sequence[Mapping[str, float]]) -> "Figure":
@@ -79,7 +79,7 @@ def draw_curves(entries: Sequence[Mapping[str, float]]) -> "Figure":
             panels.setdefault(title, {})[label] = curves[name]
     num_columns = min(4 if len(panels) > 9 else 3, max(len(panels), 1))
     num_rows = max(math.ceil(len(panels) / num_columns), 1)
-    figure = _figure(3.4 * num_columns, 2.6 * num_rows)
+    figure = new_figure(3.4 * num_columns, 2.6 * num_rows)
     axes = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
     for axis, (title, members) in zip(axes, panels.items(), strict=False):
         for label, points in members.items():
@@ -111,7 +111,7 @@ def plot_calibration(
     Raises:
         InputError: matplotlib is not installed.
     """
-    figure = _figure(8, 3.2)
+    figure = new_figure(8, 3.2)
     axes = figure.subplots(1, 2)
     runs = {
         "alignment only: contrastive loss (nats)": (alignment, alignment_limit),
@@ -132,21 +132,27 @@ def plot_calibration(
         f"$\\alpha_r/\\alpha_a$ ≈ {alignment_limit:.4g} / {reconstruction_limit:.4g} ≈ {ratio:.3g}", fontsize=11
     )
     figure.supxlabel("step", fontsize=9)
-    _save(figure, out)
+    save_figure(figure, out)
 
 
 def _finite(entries: Sequence[Mapping[str, float]], name: str) -> Points:
     return [(int(e["step"]), e[name]) for e in entries if name in e and math.isfinite(e[name])]
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
+    """A figure of so many inches.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
     require_matplotlib()
     from matplotlib.figure import Figure  # needs no display, and no state of pyplot's
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: "Figure", out: Path) -> None:
+def save_figure(figure: "Figure", out: Path) -> None:
+    """Write a PNG file."""
     with whole_file(out) as unfinished:
         figure.savefig(unfinished, dpi=110, format="png")
 
