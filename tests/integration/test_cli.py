@@ -243,6 +243,19 @@ def test_train_resume_publish_and_use(run, color_data, tmp_path):
     card = (tmp_path / "colors" / "README.md").read_text()
     assert f"{json.loads(out)['psnr']:.2f} dB" in card and "16 samples" in card and "8 steps of 8" in card
     assert str(tmp_path) not in card + (tmp_path / "colors" / "recipe.json").read_text()
+    finer = tmp_path / "finer"
+    quick = "--perceptual-weight 0 --adversarial-weight 0 --steps 2 --warmup-steps 1 --batch-size 8".split()
+    code, _, err = run("train", "tiny-stage2", "--tokenizer", folder / "model", *files, *quick, "--out", finer)
+    assert code == 0, err
+    code, _, err = run("publish", finer, "--name", "finer", "--out", tmp_path / "both", *val, *classes)
+    assert code == 0, err
+    card = (tmp_path / "both" / "README.md").read_text()
+    for told in ("Training, stage 1", "8 steps of 8", "Training, stage 2", "2 steps of 8", "recipe-stage2.json"):
+        assert told in card
+    for name in ("recipe.json", "recipe-stage2.json"):
+        assert str(tmp_path) not in (tmp_path / "both" / name).read_text()
+    one, both = (json.loads(run("info", tmp_path / name, "--json")[1]) for name in ("colors", "both"))
+    assert one["ids"] == both["ids"]  # as --freeze-ids of the recipe promises
     assert run("info", tmp_path / "colors")[0] == 0
     assert run("demo", "--model", tmp_path / "colors", "--out", tmp_path / "report")[0] == 0
     assert (tmp_path / "report" / "index.html").stat().st_size > 10_000

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,7 +35,7 @@ def publish(
     """Write `out` in the published layout, measure what was written, and describe it in `README.md`.
 
     Args:
-        run: folder of a finished run.
+        run: folder of a finished run; of stage 2, the card tells of stage 1 too, where its run is still there.
         name: of the tokenizer.
         out: the new folder.
         val: held-out data on this machine, used whole.
@@ -55,31 +56,57 @@ def publish(
     samples = open_indexed(val)
     names = [n[0] for n in read_class_names(classes)] if classes else []
     notes = attribution.read_text(encoding="utf-8") if attribution else ""
-    settings = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
-    data = settings["recipe"]["data"]
+    stages = _stages(run)
+    templates = stages[0].settings["recipe"]["data"]["templates"]
     save(load(run / "model"), out, dtype=getattr(torch, dtype))
     model = load(out)
     model.name = name
     results = reconstruction(model, samples, track)
     if names:
-        results |= zero_shot(model, samples, names, data["templates"], track)
-    _hide_folders(settings["recipe"])
+        results |= zero_shot(model, samples, names, templates, track)
     measured = {"results": results, "num_samples": len(samples), "environment": environment("cpu")}
-    written = {
-        "recipe.json": json.dumps(settings, indent=2) + "\n",
+    written = {f"recipe{stage.suffix}.json": json.dumps(stage.settings, indent=2) + "\n" for stage in stages}
+    written |= {
         "results.json": json.dumps(measured, indent=2) + "\n",
-        "README.md": _card(model, license, settings, read_log(run / "log.jsonl"), measured, val, notes),
+        "README.md": _card(model, license, stages, measured, val, notes),
     } | ({"ATTRIBUTION.md": notes} if notes else {})
     for file, text in written.items():
         (out / file).write_text(text, encoding="utf-8")
     return results
 
 
+@dataclass(frozen=True)
+class _Stage:
+    """A run that made the tokenizer.
+
+    Attributes:
+        settings: its `recipe.json`, without folders.
+        log: its entries.
+    """
+
+    settings: dict[str, Any]
+    log: list[dict[str, float]]
+
+    @property
+    def suffix(self) -> str:
+        """What tells its files from those of the other stage."""
+        return "-stage2" if self.settings.get("stage", 1) == 2 else ""
+
+
+def _stages(run: Path) -> list[_Stage]:
+    """The run, and before it the one whose tokenizer it began with, if that is on this machine."""
+    settings = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
+    before = Path(settings["recipe"].get("tokenizer", "")).parent
+    _hide_folders(settings["recipe"])
+    stage = _Stage(settings, read_log(run / "log.jsonl"))
+    return [*(_stages(before) if stage.suffix and (before / "recipe.json").exists() else []), stage]
+
+
 def _hide_folders(recipe: dict[str, Any]) -> None:
-    """Leave of every path its name: where files lay is nobody's business."""
+    """Leave of every path its name, of a folder's also the last before it: where they lay is nobody's business."""
     data = recipe["data"]
     for split in ("train", "val"):
-        data[split] = [Path(file).name for file in data[split]]
+        data[split] = ["/".join(Path(file).parts[-1 if Path(file).suffix else -2 :]) for file in data[split]]
     init = recipe.get("init", {})
     files = [(data, "classes"), (recipe, "vocabulary"), (recipe["task"], "calibration")]
     for holder, name in [*files, (init, "vision"), (init, "text")]:
@@ -102,30 +129,20 @@ _ROWS = {
 def _card(
     model: QLIP,
     license: str,
-    settings: dict[str, Any],
-    log: list[dict[str, float]],
+    stages: Sequence[_Stage],
     measured: dict[str, Any],
     val: Sequence[Path],
     notes: str,
 ) -> str:
     """The model card, Markdown."""
-    config, recipe, segments = model.config, settings["recipe"], settings["segments"]
+    config = model.config
     height, width = config.size
-    steps, batch_size = recipe["fit"]["steps"], recipe["batch_size"]
-    rate = median([entry["images_per_s"] for entry in log if "loss" in entry])
     num_bytes = config.num_tokens * config.num_bits // 8
-    weights = {k.removesuffix("_weight"): v for k, v in recipe["task"].items() if k.endswith("_weight")}
-    templates = f"of class names in {len(recipe['data']['templates'])} templates"
-    captions = f"captions {templates if recipe['data']['classes'] else 'as they came'}"
-    if settings.get("stage", 1) == 2:
-        captions = f"pictures alone; stage 2 of `{recipe['tokenizer']}`"
-    optimizer = {"adamw": "AdamW", "lamb": "LAMB"}[recipe["task"].get("optimizer", "adamw")]
     rows = [
         f"| {label} | {form.format(measured['results'][key])} |"
         for key, (label, form) in _ROWS.items()
         if key in measured["results"]
     ]
-    data = ", ".join(recipe["data"]["train"])
     lines = [
         "---",
         f"license: {license}",
@@ -159,19 +176,34 @@ def _card(
         "",
         "Zero-shot: each class by its first name in every training template, the embeddings averaged.",
         "",
-        "## Training",
-        "",
-        f"- Data: {data}; {captions}.",
-        f"- {steps:,} steps of {batch_size} samples ({steps * batch_size:,} images), {optimizer}, peak learning "
-        f"rate {recipe['task']['lr']:g}, loss weights {weights}.",
-        *(f"- From step {s['first_step']:,}: {_environment(s)}" for s in segments),
-        f"- {rate:.0f} images a second (median), so {steps * batch_size / rate / 3600:.1f} hours at that rate.",
-        "- `recipe.json` names every setting; `qlip train recipe.json --data.train …` repeats it.",
-        "",
+        *(line for stage in stages for line in _training(stage)),
     ]
     if notes:
         lines += ["## Data, licence, limits", "", notes.strip(), ""]
     return "\n".join(lines)
+
+
+def _training(stage: _Stage) -> list[str]:
+    """How one stage was trained."""
+    recipe, segments = stage.settings["recipe"], stage.settings["segments"]
+    steps, batch_size = recipe["fit"]["steps"], recipe["batch_size"]
+    rate = median([entry["images_per_s"] for entry in stage.log if "loss" in entry])
+    weights = {k.removesuffix("_weight"): v for k, v in recipe["task"].items() if k.endswith("_weight")}
+    templates = f"of class names in {len(recipe['data']['templates'])} templates, where a picture has none"
+    words = f"captions {templates if recipe['data']['classes'] else 'as they came'}"
+    optimizer = {"adamw": "AdamW", "lamb": "LAMB"}[recipe["task"].get("optimizer", "adamw")]
+    file = f"recipe{stage.suffix}.json"
+    return [
+        f"## Training, stage {2 if stage.suffix else 1}",
+        "",
+        f"- Data: {', '.join(recipe['data']['train'])}; {'pictures alone' if stage.suffix else words}.",
+        f"- {steps:,} steps of {batch_size} samples ({steps * batch_size:,} images), {optimizer}, peak learning "
+        f"rate {recipe['task']['lr']:g}, loss weights {weights}.",
+        *(f"- From step {s['first_step']:,}: {_environment(s)}" for s in segments),
+        f"- {rate:.0f} images a second (median), so {steps * batch_size / rate / 3600:.1f} hours at that rate.",
+        f"- `{file}` names every setting; `qlip train {file} --data.train …` repeats it.",
+        "",
+    ]
 
 
 def _environment(segment: dict[str, Any]) -> str:
