@@ -1,4 +1,5 @@
 import io
+import json
 import re
 from base64 import b64decode
 from html import unescape
@@ -11,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+import qlip
 from qlip.bits import unpack
 from qlip.demo import report
 from qlip.demo.report import TEMPLATES, build, print_summary, read_photos
@@ -18,6 +20,7 @@ from qlip.demo.tokenmap import CELL, GAP, ZERO_SHADE, draw, token_colors
 from qlip.errors import InputError
 from qlip.eval.codecs import CODECS, read
 from qlip.eval.metrics import to_uint8
+from qlip.model.checkpoint import BUNDLED
 from qlip.model.config import PRESETS
 from qlip.model.image import ImageProcessor
 from qlip.model.qlip import QLIP
@@ -243,3 +246,17 @@ def test_a_page_of_pictures_that_are_no_squares(small_model, tmp_path):
 def test_equal_tokens_have_equal_colors():
     colors = token_colors(torch.ones(2, 64, 28, dtype=torch.int64))
     assert (colors == colors[0, 0]).all()
+
+
+def test_a_bundled_tokenizer_brings_its_held_out_numbers(model, summary, few, quick, tmp_path):
+    measured = json.loads((BUNDLED / "qlip-tiny" / "results.json").read_text(encoding="utf-8"))
+    shown = build(qlip.load("qlip-tiny"), tmp_path)
+    assert f"PSNR {measured['results']['psnr']:.2f} dB" in shown.held_out
+    assert f"{measured['results']['top1']:.1%} of them right among 200" in shown.held_out
+    assert shown.held_out in unescape(shown.path.read_text(encoding="utf-8"))
+    assert summary.held_out == ""
+    model.name = "qlip-tiny"  # as a folder of that name is called
+    try:
+        assert build(model, tmp_path).held_out == ""
+    finally:
+        model.name = summary.name

@@ -55,7 +55,7 @@ it sees.</p>
 <h2>{count} photographs</h2>
 <p>Each with its PSNR and SSIM, of which more is better. The files are real: of those that Pillow makes, the
 nearest in size to the tokens.
-{_words_verdict(summary)}</p>
+{_words_verdict(summary)} {escape(summary.held_out)}</p>
 <div class="cards">
 {cards}
 </div>

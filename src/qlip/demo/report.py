@@ -27,6 +27,7 @@ from qlip.eval.batches import Track
 from qlip.eval.codecs import CODECS, read, write_lossless
 from qlip.eval.metrics import psnr, ssim, stack_uint8, to_uint8
 from qlip.files import whole_file
+from qlip.model.checkpoint import BUNDLED, bundled
 from qlip.model.qlip import QLIP
 
 PHOTOS = files("qlip.demo") / "photos"
@@ -60,6 +61,7 @@ def build(model: QLIP, out: Path, track: Track = iter) -> Summary:
         decoder_size=sum(p.numel() for module in decoder for p in module.parameters()),
         rows=tuple(_rows(examples)),
         examples=examples,
+        held_out=_held_out(model),
         path=out / "index.html",
     )
     with whole_file(summary.path) as unfinished:
@@ -90,6 +92,8 @@ def print_summary(summary: Summary, console: Console) -> None:
         console.print("Words: none, the model has no text vocabulary.")
     else:
         console.print(f"Words: {summary.num_right} of {count} photographs named right, among {count} labels.")
+    if summary.held_out:
+        console.print(summary.held_out, highlight=False)
     console.print(f"Report: {summary.path}", highlight=False, soft_wrap=True)
 
 
@@ -97,6 +101,22 @@ def read_photos() -> list[tuple[Photo, bytes]]:
     """The photographs that the package ships, as encoded files."""
     entries = json.loads((PHOTOS / "photos.json").read_text(encoding="utf-8"))
     return [(photo := Photo(**entry), (PHOTOS / photo.file).read_bytes()) for entry in entries]
+
+
+def _held_out(model: QLIP) -> str:
+    """The numbers of a bundled tokenizer's card, in a sentence."""
+    file = BUNDLED / model.name / "results.json"
+    if model.name not in bundled() or not file.exists():
+        return ""
+    measured = json.loads(file.read_text(encoding="utf-8"))
+    if measured["ids"] != model.id_hash():  # a folder of the same name
+        return ""
+    found, num_names = measured["results"], measured["num_classes"]
+    return (
+        f"On {measured['num_samples']:,} photographs that training never saw: PSNR {found['psnr']:.2f} dB, "
+        f"SSIM {found['ssim']:.3f}; words name {found['top1']:.1%} of them right among {num_names} classes, "
+        f"{found['top5']:.1%} within five guesses."
+    )
 
 
 def _examples(model: QLIP, track: Track) -> Iterator[Example]:

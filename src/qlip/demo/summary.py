@@ -95,6 +95,7 @@ class Summary:
         decoder_size: parameters that turn tokens into a picture.
         rows: one for each method, ours first.
         examples: one for each photo.
+        held_out: what was measured of a bundled tokenizer when it was published; empty for others.
         path: of the page.
     """
 
@@ -104,6 +105,7 @@ class Summary:
     decoder_size: int
     rows: tuple[Row, ...]
     examples: tuple[Example, ...]
+    held_out: str
     path: Path
 
     @property

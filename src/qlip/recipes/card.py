@@ -64,7 +64,13 @@ def publish(
     results = reconstruction(model, samples, track)
     if names:
         results |= zero_shot(model, samples, names, templates, track)
-    measured = {"results": results, "num_samples": len(samples), "environment": environment("cpu")}
+    measured = {
+        "results": results,
+        "num_samples": len(samples),
+        "num_classes": len(names),
+        "ids": model.id_hash(),
+        "environment": environment("cpu"),
+    }
     written = {f"recipe{stage.suffix}.json": json.dumps(stage.settings, indent=2) + "\n" for stage in stages}
     written |= {
         "results.json": json.dumps(measured, indent=2) + "\n",
