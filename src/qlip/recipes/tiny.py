@@ -3,11 +3,11 @@ r"""`tiny`: a tokenizer for 64-pixel images that a laptop trains in an hour or t
     qlip train tiny --data.train tiny-imagenet/train registry/train --data.val tiny-imagenet/val \
         --data.classes classes.json --out runs/tiny
 
-7.8 M parameters, 64 tokens of 28 bits an image, 2,400 steps of 128 samples: 307,200 images, 3.3 passes over the 69,000
-Tiny-ImageNet photographs and the 22,824 drawings of `examples/registry_data` that `qlip-tiny` was trained on, an hour
-and a half on two CPU cores. Expect 21.1 dB PSNR and 17% top-1 of 200 classes (`results.json` of the bundled model).
-Weights follow the paper's rule (docs/paper.md section 2): α_r / α_a ≈ L_align(∞) / L_mse(∞), about 3 / 0.01 in so
-short a run.
+7.8 M parameters, 64 tokens of 28 bits an image, 2,400 steps of 128 samples: 307,200 images, 3.3 passes over the
+69,000 Tiny-ImageNet photographs and the 22,824 drawings of `examples/registry_data` that `qlip-tiny` was trained
+on, an hour and a half on two CPU cores. Expect 21.1 dB PSNR and 17% top-1 of 200 classes (`results.json` of the
+bundled model). Weights follow the paper's rule (docs/paper.md section 2): α_r / α_a ≈ L_align(∞) / L_mse(∞),
+about 3 / 0.01 in so short a run.
 """
 
 from qlip.model.config import PRESETS
