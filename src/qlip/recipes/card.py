@@ -108,11 +108,17 @@ def _stages(run: Path) -> list[_Stage]:
     return [*(_stages(before) if stage.suffix and (before / "recipe.json").exists() else []), stage]
 
 
+def _shown(source: str) -> str:
+    if source.startswith("datasets:") or "://" in source:
+        return source
+    return "/".join(Path(source).parts[-1 if Path(source).suffix else -2 :])
+
+
 def _hide_folders(recipe: dict[str, Any]) -> None:
     """Leave of every path its name, of a folder's also the last before it: where they lay is nobody's business."""
     data = recipe["data"]
     for split in ("train", "val"):
-        data[split] = ["/".join(Path(file).parts[-1 if Path(file).suffix else -2 :]) for file in data[split]]
+        data[split] = [_shown(source) for source in data[split]]
     init = recipe.get("init", {})
     files = [(data, "classes"), (recipe, "vocabulary"), (recipe["task"], "calibration")]
     for holder, name in [*files, (init, "vision"), (init, "text")]:
