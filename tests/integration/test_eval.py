@@ -183,6 +183,19 @@ def test_pictures_of_another_size_and_squashed(run, model, tmp_path):
     assert torch.tensor(found["results"]["small"]["psnr"]["value"]).isfinite()
 
 
+def test_what_runs_left_is_called_by_their_names(run, small_model, color_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "CODECS", CODECS[:1])
+    for name in ("first", "second"):
+        small_model.save(tmp_path / name / "model")
+    models = [tmp_path / name / "model" for name in ("first", "second")]
+    quick = ["--max-samples", 1, "--perceptual", "none", *SMALL]
+    code, out, err = run("compare", color_data / "val.parquet", "--models", *models, *quick)
+    assert code == 0 and "first" in out and "second" in out, err
+    assert (tmp_path / "results" / "compare" / "results.json").exists()
+    code, _, err = run("compare", color_data / "val.parquet", "--models", models[0], models[0], *quick)
+    assert code == 1 and "have one name: rename a folder" in err
+
+
 def test_the_numbers_go_into_the_card(run, color_data, model, tmp_path):
     arguments = ["--classes", color_data / "classes.json", "--model", model, *SMALL, "--out", tmp_path / "out"]
     for _ in range(2):

@@ -111,7 +111,8 @@ class Pictures(Dataset):
         """
         numbers = range(len(self)) if numbers is None else numbers
         workers = min(num_workers, len(numbers))
-        return DataLoader(self, batch_size=None, sampler=numbers, num_workers=workers)
+        own = torch.Generator()  # or it draws from the one that a training goes on with
+        return DataLoader(self, batch_size=None, sampler=numbers, num_workers=workers, generator=own)
 
     def digests(self, numbers: range) -> Tensor:
         """The digests (M, 16) of some batches' samples, which are read and not decoded."""

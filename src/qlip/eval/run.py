@@ -78,6 +78,8 @@ class Evaluation:
         """A tokenizer, which the record will name."""
         dtype = getattr(torch, self.options.dtype)
         model = load(name, device=self.device, dtype=dtype, image_size=self.options.image_size)
+        if model.name == "model" and Path(name).is_dir():  # what `qlip train` leaves is called by its run
+            model.name = Path(name).resolve().parent.name
         model.need_image_processor()
         self.models.append({"name": model.name, "id_hash": model.id_hash(), "dtype": self.options.dtype})
         return model
@@ -117,10 +119,9 @@ class Evaluation:
 
     def folder(self) -> Path:
         """Where results go."""
-        name = (
-            "compare" if self.protocol == "compare" else f"{self.models[0]['name'].split('/')[-1]}/{self.protocol}"
-        )
-        return self.options.out or Path("results") / name
+        if self.protocol == "compare":
+            return self.options.out or Path("results/compare")
+        return self.options.out or Path("results", self.models[0]["name"].split("/")[-1], self.protocol)
 
 
 @contextmanager
@@ -288,7 +289,7 @@ def evaluate_compare(
             if len(sizes) > 1:
                 raise InputError(f"the tokenizers work at {sorted(sizes)}: give one --image-size for all")
             if len({model.name for model in loaded}) < len(loaded):
-                raise InputError("two tokenizers have one name: rename a folder")
+                raise InputError(f"two of {', '.join(models)} have one name: rename a folder")
             return loaded, open_indexed(sources), _distances(perceptual, run.device)
 
         tokenizers, samples, distances = on_all_ranks(prepare)

@@ -67,8 +67,11 @@ def test_squashed_pictures_lose_nothing_but_their_aspect():
 def test_workers_give_the_same():
     pictures = Pictures(samples(), PROCESSOR, batch_size=2)
     pickle.loads(pickle.dumps(pictures))
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
     for alone, worked in zip(pictures.batches(), pictures.batches(num_workers=2), strict=True):
         assert alone.pictures.equal(worked.pictures) and alone.samples == worked.samples
+    assert torch.get_rng_state().equal(state)  # a training goes on as if nobody had looked
 
 
 def test_some_of_the_samples_are_spread_evenly():
