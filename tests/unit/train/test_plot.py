@@ -98,8 +98,8 @@ def test_a_run_that_has_hardly_begun(tmp_path, text):
 
 def calibration(tmp_path, monkeypatch, *args):
     figures = []
-    save = plot._save
-    monkeypatch.setattr(plot, "_save", lambda figure, out: (figures.append(figure), save(figure, out)))
+    save = plot.save_figure
+    monkeypatch.setattr(plot, "save_figure", lambda figure, out: (figures.append(figure), save(figure, out)))
     plot_calibration(*args, tmp_path / "calibration.png")
     assert Image.open(tmp_path / "calibration.png").size > (600, 200)
     return figures[0]
