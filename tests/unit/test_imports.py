@@ -42,6 +42,7 @@ OPTIONAL = {  # the one file that may import it
     "torch_fidelity": "eval/inception.py",
     "fsspec": "data/remote.py",
     "datasets": "data/hub.py",
+    "ray": "integrations/ray.py",
 }
 
 

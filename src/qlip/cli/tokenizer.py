@@ -2,13 +2,14 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from qlip.cli.data import Sources, Workers
 from qlip.cli.options import (
     DEFAULT_MODEL,
     Device,
@@ -23,6 +24,7 @@ from qlip.cli.options import (
     load,
     print_json,
     print_table,
+    rank,
     say,
     track,
 )
@@ -81,28 +83,43 @@ def verify(
 
 
 def tokenize(
-    paths: Paths,
+    sources: Sources,
     /,
     *,
     out: Path,
     model: Model = DEFAULT_MODEL,
     image_size: ImageSize = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    keep: tuple[Literal["caption", "captions", "label"], ...] = (),
+    shard_rows: int = 10_000,
+    batch_size: int = 64,
+    num_workers: Workers = None,
     device: Device = "auto",
+    engine: Literal["local", "ray"] = "local",
     strict: Strict = False,
 ) -> int:
-    """Turn pictures into tokens and write them as Parquet.
+    """Turn pictures into tokens and write them as Parquet; a job that was interrupted goes on where it was.
 
     Args:
-        paths: Pictures, and folders of them.
-        out: A file (tokens.parquet), or, without a suffix, a folder of shards of 10,000 rows.
+        sources: Pictures, folders of them, and any other source of data; see docs/tokens.md.
+        out: A file, tokens.parquet, or, without .parquet, a folder of shards with a manifest.
+        dtype: Of the weights.
+        keep: Columns beside key and tokens.
+        shard_rows: Pictures that a shard is made from.
+        batch_size: Pictures at once.
+        engine: local: this machine, all GPUs under torchrun; ray: a Ray cluster.
     """
-    from qlip.jobs.tokens import tokenize_files
+    from qlip.jobs.tokens import tokenize as run_tokenize
+    from qlip.jobs.tokens_job import Job
 
-    tokenizer = load(model, device, image_size=image_size)
-    written, num_rows, failures = tokenize_files(tokenizer, paths, out, track("tokenizing"))
-    if written:
-        say(f"{count_pictures(num_rows)} in {and_more(written)}")
-    return finish(num_rows, failures, strict)
+    job = Job(model, sources, out, image_size, dtype, keep, shard_rows, batch_size, num_workers, device, engine)
+    done = run_tokenize(job, track("tokenizing"))
+    if done.files:
+        say(f"{count_pictures(done.num_rows)} in {and_more(done.files)}")
+    code = finish(done.num_rows, done.failures if rank() == "0" else [], strict)
+    if done.lost:
+        say(f"{len(done.lost)} shards could not be read to their end: start it again to try them again")
+    return 1 if done.lost or (strict and done.failures) else code
 
 
 def detokenize(paths: Paths, /, *, out: Path, model: Model = DEFAULT_MODEL, device: Device = "auto") -> int:

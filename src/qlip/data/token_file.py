@@ -1,14 +1,15 @@
-"""Token files: Parquet with a key and a fixed-size list of unsigned integers a row.
+"""Token files: Parquet with a key and a fixed-size list of unsigned integers a row, and words if they were kept.
 
-Whose ids they are stands in the file's metadata: the tokenizer's name and the hash of what makes its ids.
-A file appears whole or not at all.
+Whose ids they are stands in the file's metadata: the tokenizer's name and the hash of what makes its ids. Another
+entry says which part of which data a file is of. A file appears whole or not at all.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,12 @@ from qlip.errors import InputError
 from qlip.files import whole_file
 
 FORMAT_VERSION = 1
+ROW_GROUP = 1000  # rows that are decoded together
+KEPT = {"caption": pa.string(), "captions": pa.list_(pa.string()), "label": pa.int64()}
+"""Columns that a file may have besides `key` and `tokens`; null where a sample has no such words."""
+
 _METADATA_KEY = b"qlip"
+_ORIGIN_KEY = b"qlip_origin"
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,15 @@ class TokenFormat:
         """The narrowest unsigned type that holds a token: uint32 up to 32 bits, else uint64."""
         return "uint32" if self.bits <= 32 else "uint64"
 
-    def schema(self) -> pa.Schema:
-        """Columns `key` and `tokens`, with this description in the metadata."""
+    def describe(self) -> dict[str, Any]:
+        """These attributes and the ids' dtype."""
+        return asdict(self) | {"dtype": self.dtype}
+
+    def schema(self, keep: Sequence[str] = ()) -> pa.Schema:
+        """Columns `key`, `tokens` and some of `KEPT`, with this description in the metadata."""
         ids = pa.list_(pa.from_numpy_dtype(np.dtype(self.dtype)), self.num_tokens)
-        metadata = json.dumps(asdict(self) | {"dtype": self.dtype})
-        return pa.schema([("key", pa.string()), ("tokens", ids)], metadata={_METADATA_KEY: metadata})
+        columns = [("key", pa.string()), ("tokens", ids), *((name, KEPT[name]) for name in keep)]
+        return pa.schema(columns, metadata={_METADATA_KEY: json.dumps(self.describe())})
 
     @classmethod
     def read(cls, path: str | Path) -> "TokenFormat":
@@ -76,7 +86,7 @@ class TokenFormat:
                 found = cls(
                     str(fields["model"]), str(fields["id_hash"]), int(fields["bits"]), (rows, columns), version
                 )
-                if not schema.equals(found.schema()):
+                if not schema.equals(found.schema([name for name in schema.names if name in KEPT])):
                     raise ValueError(f"its columns are {', '.join(map(str, schema))}")
                 return found
         except (KeyError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
@@ -87,27 +97,56 @@ class TokenFormat:
         raise InputError(f"{path}: format version {version} is newer than this open-qlip: upgrade")
 
 
-@contextmanager
-def token_writer(path: Path, token_format: TokenFormat) -> Iterator[Callable[[Sequence[str], np.ndarray], None]]:
-    """Write one token file, batch after batch; it appears when the block ends well.
+def write_token_file(
+    path: Path,
+    token_format: TokenFormat,
+    keys: Sequence[str],
+    tokens: np.ndarray,
+    kept: Mapping[str, Sequence[Any]] | None = None,
+    origin: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a token file; equal rows make equal bytes.
 
     Args:
         path: the file.
         token_format: what it says of its ids.
+        keys: n.
+        tokens: (n, N) ids.
+        kept: columns of `KEPT`, n values each.
+        origin: which part of which data it is of, for `read_origin`.
 
-    Yields:
-        a function that adds rows: B keys and (B, N) ids.
+    Raises:
+        InputError: the file cannot be written.
     """
-    schema = token_format.schema()
+    kept = kept or {}
+    schema = token_format.schema(tuple(kept))
+    schema = schema.with_metadata(
+        {**schema.metadata, _ORIGIN_KEY: json.dumps(origin)} if origin else schema.metadata
+    )
+    ids = pa.array(tokens.astype(token_format.dtype).reshape(-1))
+    lists = pa.FixedSizeListArray.from_arrays(ids, type=schema.field("tokens").type)
+    columns = [pa.array(keys, pa.string()), lists, *(pa.array(kept[name], KEPT[name]) for name in kept)]
+    table = pa.table(columns, schema=schema)
+    with whole_file(path) as unfinished:
+        pq.write_table(
+            table, unfinished, ROW_GROUP, compression="zstd", write_page_checksum=True, use_dictionary=False
+        )
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())  # or a machine that goes down may leave the name without the contents
 
-    def write(keys: Sequence[str], tokens: np.ndarray) -> None:
-        ids = pa.array(tokens.astype(token_format.dtype).reshape(-1))
-        lists = pa.FixedSizeListArray.from_arrays(ids, type=schema.field("tokens").type)
-        writer.write_table(pa.table([pa.array(keys, pa.string()), lists], schema=schema))
 
-    settings = {"compression": "zstd", "write_page_checksum": True}
-    with whole_file(path) as unfinished, pq.ParquetWriter(unfinished, schema, **settings) as writer:
-        yield write
+def read_origin(path: str | Path) -> dict[str, Any]:
+    """What `write_token_file` was told of the origin; empty if nothing.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    with readable(path):
+        metadata = pq.read_schema(path).metadata or {}
+    try:
+        return dict(json.loads(metadata.get(_ORIGIN_KEY, b"{}")))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: its `qlip_origin` metadata is damaged ({error}): tokenize again") from error
 
 
 @dataclass(frozen=True)
@@ -123,13 +162,13 @@ class TokenFiles:
     format: TokenFormat
 
     @classmethod
-    def open(cls, paths: Sequence[str | Path]) -> "TokenFiles":
+    def open(cls, paths: Sequence[str | os.PathLike[str]]) -> "TokenFiles":
         """Open token files, or folders of them.
 
         Raises:
             InputError: a file is no token file, or they are of different tokenizers or grids.
         """
-        files = find_parquet(paths)
+        files = find_parquet([Path(path) for path in paths])
         formats = [TokenFormat.read(file) for file in files]
         for file, found in zip(files, formats, strict=True):
             if found.id_hash != formats[0].id_hash:

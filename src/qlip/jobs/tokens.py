@@ -1,69 +1,88 @@
-"""Pictures to token files, and token files to pictures."""
+"""Pictures to token files, and token files to pictures.
 
-import os
-import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+Several processes, or the workers of a Ray cluster, take units of the source. What is done is not done again.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from PIL import Image
 
-from qlip.data.token_file import TokenFiles, TokenFormat, token_writer
+from qlip.data.samples import Fault
+from qlip.data.token_file import TokenFiles
 from qlip.errors import InputError
-from qlip.eval.batches import Track
+from qlip.eval.batches import Track, gather_objects
 from qlip.eval.metrics import to_uint8
 from qlip.files import whole_file
-from qlip.jobs.pictures import Pictures, find_pictures, output_names
+from qlip.jobs.pictures import output_names
+from qlip.jobs.tokens_job import Job, Work
+from qlip.jobs.tokens_shards import remaining
 from qlip.model.qlip import QLIP
+from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank, world_size
 
-SHARD_ROWS = 10_000
+T = TypeVar("T")
+PATIENCE = timedelta(days=7)
+
+logger = logging.getLogger("qlip")
 
 
-def token_format(model: QLIP) -> TokenFormat:
-    """What token files of this model say of their ids."""
-    return TokenFormat(model.name, model.id_hash(), model.config.num_bits, model.config.grid)
+@dataclass(frozen=True)
+class Tokenized:
+    """What a job did.
+
+    Attributes:
+        files: all token files, in order.
+        num_rows: in them.
+        num_skipped: rows of them that were there before.
+        failures: a line for each picture, and each file, that could not be used.
+        lost: remote shards that could not be read to their end; the job tries them again.
+    """
+
+    files: list[Path]
+    num_rows: int
+    num_skipped: int
+    failures: list[str]
+    lost: list[Fault]
 
 
-def tokenize_files(
-    model: QLIP, paths: Sequence[Path], out: Path, track: Track = iter
-) -> tuple[list[Path], int, list[str]]:
-    """Tokenize pictures into one token file, or into a folder of shards.
+def tokenize(job: Job, track: Track = iter) -> Tokenized:
+    """Tokenize what is not yet tokenized.
 
     Args:
-        model: with an image processor.
-        paths: files and folders.
-        out: a file if it has a suffix, else a folder for `tokens-00000.parquet`, … of 10,000 rows, the last of
-            fewer.
+        job: what, and how.
         track: shows progress.
 
-    Returns:
-        the files written, the number of pictures in them, and a line for each picture that failed.
-
     Raises:
-        InputError: `out` is a folder that already holds tokens, or there is nothing to read.
+        InputError: there is nothing to read, or what is there is of another job; names in what they differ.
     """
-    pictures = Pictures(find_pictures(paths), model.need_image_processor().preprocess)
-    if out.is_dir() if out.suffix else out.is_file():
-        raise InputError(f"{out}: with a suffix it must be a file, without one a folder of shards")
-    if not out.suffix and list(out.glob("tokens-*.parquet")):
-        raise InputError(f"{out} already holds tokens: choose another --out, or delete them first")
-    written: list[Path] = []
-    description = token_format(model)
-    num_rows, room = 0, 0  # room: rows that still fit the open file
-    with ExitStack() as stack:
-        for found, images in pictures.batches(track):
-            keys, tokens = [_key(path) for path in found], model.tokenize(images).numpy()
-            num_rows += len(keys)
-            while keys:
-                if not room:
-                    stack.close()  # the shard before is complete
-                    written.append(out if out.suffix else out / f"tokens-{len(written):05d}.parquet")
-                    write = stack.enter_context(token_writer(written[-1], description))
-                    room = sys.maxsize if out.suffix else SHARD_ROWS
-                write(keys[:room], tokens[:room])
-                keys, tokens, room = keys[room:], tokens[room:], max(room - len(keys), 0)
-    return written, num_rows, pictures.failures
+    with processes("cpu" if job.engine == "ray" else job.device) as device:
+        work = on_all_ranks(lambda: Work.open(job, device))
+        shards = on_all_ranks(lambda: work.place.shards(work.identity))  # of all, before any writes
+        todo = remaining(work.units, shards)
+        left = {unit.number: first for unit, first in todo}
+        num_skipped = sum(s.num_rows for s in shards if s.piece < left.get(s.unit, s.piece + 1))
+        if num_skipped and rank() == 0:
+            logger.info("%s rows are there already: skipped", f"{num_skipped:,}")
+        if job.engine == "ray":
+            lost = on_all_ranks(lambda: work.tokenize_on_ray(todo, track))
+        else:
+            mine, show = todo[rank() :: world_size()], track if rank() == 0 else iter
+            lost = on_all_ranks(lambda: _patiently(lambda: work.tokenize(mine, show)))
+        lost = [fault for part in gather_objects(lost) for fault in part]
+        made: dict[str, Any] = {}
+        on_first_rank(lambda: made.update(work.finish(lost, device)))
+        (made,) = gather_objects(made)[:1]
+    failures = [f"{f['key']}: {f['reason']}" for f in (*made["lost"], *made["failures"])]
+    files = [
+        work.place.out / shard["name"] if not work.place.is_file else work.place.out for shard in made["shards"]
+    ]
+    return Tokenized(files if made["num_rows"] else [], made["num_rows"], num_skipped, failures, lost)
 
 
 def detokenize_files(model: QLIP, paths: Sequence[Path], out: Path, track: Track = iter) -> list[Path]:
@@ -81,12 +100,12 @@ def detokenize_files(model: QLIP, paths: Sequence[Path], out: Path, track: Track
     Raises:
         InputError: the ids are of another tokenizer, or a file is damaged.
     """
-    source, own = TokenFiles.open(paths), token_format(model)
+    source, own = TokenFiles.open(paths), model.id_hash()
     found = source.format
-    if found.id_hash != own.id_hash:
+    if found.id_hash != own:
         raise InputError(
             f"{source.files[0]} holds ids {found.id_hash} of {found.model!r}, but {model.name!r} makes "
-            f"{own.id_hash}: pass --model with the tokenizer that made them"
+            f"{own}: pass --model with the tokenizer that made them"
         )
     written = [out / name for name in output_names(source.keys())]
     progress = iter(track(written))
@@ -96,12 +115,22 @@ def detokenize_files(model: QLIP, paths: Sequence[Path], out: Path, track: Track
     return written
 
 
-def _key(path: Path) -> str:
-    """A path as UTF-8, whatever bytes it has."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 def save_png(picture: Image.Image, path: Path) -> None:
     """Write a PNG, whole or not at all."""
     with whole_file(path) as unfinished:
         picture.save(unfinished, format="PNG")
+
+
+def _patiently(work: Callable[[], T]) -> T:
+    """Work of which a rank may be done hours before another: gloo would give up after half an hour."""
+    if world_size() == 1:
+        return work()
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    try:
+        result = work()
+    except (InputError, OSError) as error:
+        logger.error("rank %s stops, the others finish what is theirs: %s", rank(), error)
+        dist.barrier(group)
+        raise
+    dist.barrier(group)
+    return result

@@ -6,15 +6,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qlip.data.token_file import TokenFiles, TokenFormat, token_writer
+from qlip.data.token_file import TokenFiles, TokenFormat, read_origin, write_token_file
 from qlip.errors import InputError
 
 FORMAT = TokenFormat("small", "0123456789abcdef", 28, (2, 3))
 
 
 def write(path, keys, tokens, token_format=FORMAT):
-    with token_writer(path, token_format) as add:
-        add(keys, np.asarray(tokens))
+    write_token_file(path, token_format, keys, np.asarray(tokens))
     return path
 
 
@@ -44,18 +43,46 @@ def test_metadata_says_whose_ids_they_are(tmp_path):
     assert str(schema.field("tokens").type) == "fixed_size_list<element: uint32>[6]"
 
 
-def test_nothing_is_left_when_writing_fails(tmp_path):
-    with pytest.raises(RuntimeError), token_writer(tmp_path / "t.parquet", FORMAT) as add:
-        add(["a"], np.zeros((1, 6)))
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failing_rewrite_keeps_the_old_file(tmp_path):
+def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
     file = write(tmp_path / "t.parquet", ["a"], [[1] * 6])
-    with pytest.raises(RuntimeError), token_writer(file, FORMAT):
-        raise RuntimeError
-    assert TokenFiles.open([file]).keys() == ["a"]
+
+    def full(table, path, *_, **__):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("qlip.data.token_file.pq.write_table", full)
+    for name in ("t.parquet", "new.parquet"):
+        with pytest.raises(InputError, match=rf"{name} cannot be written \(No space left"):
+            write(tmp_path / name, ["b"], [[2] * 6])
+    assert list(tmp_path.iterdir()) == [file] and TokenFiles.open([file]).keys() == ["a"]
+
+
+def test_words_and_origin(tmp_path):
+    file, ids = tmp_path / "t.parquet", np.arange(12).reshape(2, 6)
+    kept = {"captions": [["a cat", "ü"], None], "label": [None, 2**40]}
+    write_token_file(file, FORMAT, ["a", "b"], ids, kept, {"unit": 3})
+    assert pq.read_table(file).select(["captions", "label"]).to_pydict() == kept
+    assert TokenFiles.open([file]).format == FORMAT and read_origin(file) == {"unit": 3}
+    first = file.read_bytes()
+    write_token_file(file, FORMAT, ["a", "b"], ids, kept, {"unit": 3})
+    assert file.read_bytes() == first
+    assert read_origin(write(file, ["a"], [[1] * 6])) == {}
+    metadata = FORMAT.schema().metadata | {b"qlip_origin": b"{"}
+    pq.write_table(pq.read_table(file).replace_schema_metadata(metadata), file)
+    with pytest.raises(InputError, match=r"t\.parquet: its `qlip_origin` metadata is damaged"):
+        read_origin(file)
+
+
+def test_the_library_datasets_reads_them(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    ids = np.arange(12).reshape(2, 6) + 2**27
+    for i in range(2):
+        write_token_file(tmp_path / f"{i}.parquet", FORMAT, ["a", "b"], ids + i, {"caption": ["a cat", None]})
+    files = [str(tmp_path / f"{i}.parquet") for i in range(2)]
+    table = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert table["key"] == ["a", "b"] * 2 and table["caption"] == ["a cat", None] * 2
+    assert (np.array(table["tokens"]) == np.concatenate([ids, ids + 1])).all()
+    assert table.features["tokens"].length == 6 and table.features["tokens"].feature.dtype == "uint32"
 
 
 def test_files_of_different_tokenizers_do_not_mix(tmp_path):

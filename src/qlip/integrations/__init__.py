@@ -1,0 +1,1 @@
+"""What other libraries do for us: one file each, behind an extra."""
