@@ -62,7 +62,7 @@ def test_pictures_to_tokens_and_back(run, model, mixed, tmp_path):
 
     table = pq.read_table(tmp_path / "t.parquet")
     loaded = qlip.load(model)
-    expected = loaded.tokenize(table["key"].to_pylist())
+    expected = loaded.tokenize([mixed / key for key in table["key"].to_pylist()])
     assert torch.tensor(table["tokens"].to_pylist()).equal(expected)
     token_format = TokenFormat.read(tmp_path / "t.parquet")
     assert token_format.id_hash == loaded.id_hash() and token_format.grid == (4, 4) and token_format.bits == 28
@@ -73,23 +73,37 @@ def test_pictures_to_tokens_and_back(run, model, mixed, tmp_path):
     assert len(written) == 3 and any(name.startswith("more/") for name in written)
     rebuilt = loaded.detokenize(expected)
     for key, pixels in zip(table["key"].to_pylist(), rebuilt, strict=True):
-        path = next((tmp_path / "rebuilt").rglob(key.rsplit("/", 1)[1].rsplit(".", 1)[0] + ".png"))
+        path = (tmp_path / "rebuilt" / key).with_suffix(".png")
         found = torch.tensor(list(Image.open(path).tobytes())).view(32, 32, 3)
         assert (found - (pixels.permute(1, 2, 0) * 255).round()).abs().max() == 0
 
 
-def test_shards_when_out_has_no_suffix(run, model, mixed, tmp_path, monkeypatch):
-    monkeypatch.setattr("qlip.jobs.tokens.SHARD_ROWS", 3)
+def test_shards_when_out_has_no_suffix(run, model, mixed, tmp_path):
+    out, options = tmp_path / "shards", ("--shard-rows", 3, "--model", model, "--num-workers", 0)
     for i in range(5):
         (mixed / f"copy-{i}.jpg").write_bytes((mixed / "astronaut.jpg").read_bytes())
-    code, _, err = run("tokenize", mixed, "--out", tmp_path / "shards", "--model", model)
-    assert code == 0 and "8 pictures in" in err
-    rows = {p.name: pq.read_metadata(p).num_rows for p in sorted((tmp_path / "shards").iterdir())}
-    assert rows == {"tokens-00000.parquet": 3, "tokens-00001.parquet": 3, "tokens-00002.parquet": 2}
-    code, _, err = run("tokenize", mixed, "--out", tmp_path / "shards", "--model", model)
-    assert code == 1 and "already holds tokens" in err
-    code, _, _ = run("detokenize", tmp_path / "shards", "--out", tmp_path / "rebuilt", "--model", model)
+    code, _, err = run("tokenize", mixed, "--out", out, *options)
+    assert code == 0 and "8 pictures in" in err and "already" not in err
+    rows = {p.name: pq.read_metadata(p).num_rows for p in sorted(out.glob("*.parquet"))}
+    assert sum(rows.values()) == 8 and list(rows) == [f"tokens-{i:05d}.parquet" for i in range(4)]
+    code, _, err = run("tokenize", mixed, "--out", out, *options)
+    assert code == 0 and "8 rows are there already" in err and "8 pictures in" in err and "3 failed" in err
+    code, _, err = run("tokenize", mixed / "more", "--out", out, *options)
+    assert code == 1 and "of another source" in err and "--out" in err
+    code, _, _ = run("detokenize", out, "--out", tmp_path / "rebuilt", "--model", model)
     assert code == 0 and len(list((tmp_path / "rebuilt").rglob("*.png"))) == 8
+
+    code, _, err = run("tokens", "verify", out)
+    assert code == 0 and "8 rows in 4 shards; 3 samples could not be used" in err
+    code, text, err = run("tokens", "stats", out)
+    assert code == 0 and "entropy of groups of 14" in text and "the same tokens: " in err
+    code, text, _ = run("tokens", "stats", out, "--json", "--group-bits", 7)
+    assert code == 0 and len(json.loads(text)["group_entropy"]) == 4 and json.loads(text)["num_duplicates"] == 6
+    file = out / "tokens-00002.parquet"
+    file.write_bytes(file.read_bytes()[:-100])
+    code, text, err = run("tokens", "verify", out, "--json")
+    assert code == 1 and "tokens-00002.parquet: its bytes are not those" in err
+    assert [fault["key"] for fault in json.loads(text)["broken"]] == [str(file)]
 
 
 def test_ids_of_another_tokenizer_are_refused(run, model, mixed, small_model, tmp_path):
@@ -130,6 +144,7 @@ def test_exit_codes_for_bad_pictures(run, model, mixed, tmp_path, command):
     good, bad = mixed / "astronaut.jpg", mixed / "junk.png"
     assert run(command, good, bad, *extra, "--model", model)[0] == 0
     assert run(command, good, bad, *extra, "--model", model, "--strict")[0] == 1
+    (tmp_path / "out.d" / "x.parquet").unlink(missing_ok=True)
     code, out, err = run(command, bad, tmp_path / "nowhere.jpg", *extra, "--model", model)
     assert code == 1 and out == "" and "junk.png" in err and "nowhere.jpg" in err
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import tyro
 from rich.logging import RichHandler
 
-from qlip.cli import data, eval, figures, tokenizer, training
+from qlip.cli import data, eval, figures, tokenizer, tokens, training
 from qlip.cli.options import CONFIG, err, rank
 from qlip.errors import InputError, SharedError
 
@@ -25,6 +25,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "export": training.export,
     "publish": training.publish,
     "data": data.data,
+    "tokens": tokens.tokens,
     "eval": eval.eval,
     "figures": figures.figures,
     "demo": tokenizer.demo,
