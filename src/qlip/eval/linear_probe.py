@@ -1,8 +1,9 @@
 """Linear probe: a linear classifier on frozen features, by the paper's schedule (docs/paper.md section 5).
 
 Features are taken before the quantizer, from the last layer as it stands: CLS, the mean of the patches, or both
-side by side. Each is brought to mean 0 and standard deviation 1 over the training pictures, as a batch
-normalisation without parameters would: the paper's learning rate presumes a scale that it does not name [I].
+side by side. Each is brought to mean 0 and the same standard deviation over the training pictures, such that a
+picture's D features have length 1 in the mean: the paper's learning rate presumes a scale that it does not name
+[I], and at standard deviation 1 it is too large.
 """
 
 import hashlib
@@ -59,7 +60,7 @@ def train_probe(
     """Train the classifier.
 
     Args:
-        features: (n, D) float32, standardised.
+        features: (n, D) float32, of length about 1.
         labels: (n,) int64.
         num_classes: how many.
         config: the schedule.
@@ -108,9 +109,9 @@ def probe_accuracy(
     found = {}
     for position in POSITIONS:
         features = take(train, position)
-        mean, std = features.mean(0), features.std(0).clamp(min=1e-6)
-        probe = train_probe((features - mean) / std, train["label"], num_classes, config, device)
-        parts = ((take(test, position) - mean) / std).split(config.batch_size)
+        mean, scale = features.mean(0), features.std(0).clamp(min=1e-6) * features.shape[1] ** 0.5
+        probe = train_probe((features - mean) / scale, train["label"], num_classes, config, device)
+        parts = ((take(test, position) - mean) / scale).split(config.batch_size)
         guesses = torch.cat([probe(part.to(device)).argmax(1).cpu() for part in parts])
         found[f"{position}_top1"] = (guesses == test["label"]).double()
     return found
@@ -146,4 +147,4 @@ def write_cache(path: Path, about: dict[str, Any], features: Columns) -> None:
 
 def describe(config: ProbeConfig) -> dict[str, Any]:
     """The schedule, for the record."""
-    return {"optimizer": "AdamW (0.9, 0.999)", **asdict(config), "features": "last layer, before the quantizer"}
+    return {"optimizer": "AdamW (0.9, 0.999)", **asdict(config), "features": "last layer, standardised / √D"}
