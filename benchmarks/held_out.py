@@ -26,6 +26,7 @@ from rich.progress import track
 import qlip
 from qlip.data.captions import read_class_names
 from qlip.data.parquet import ParquetSamples
+from qlip.data.samples import evenly
 from qlip.environment import environment, resolve_device
 from qlip.eval.codecs import CODECS, read
 from qlip.eval.metrics import psnr, ssim, stack_uint8
@@ -59,8 +60,7 @@ def open_sets(
 ) -> dict[str, HeldOut]:
     """The sets that are there, by name; of the unseen names the 100 with the most pictures."""
     samples = ParquetSamples(photos)
-    count = min(max_photos, len(samples))
-    chosen = [samples[i * len(samples) // count] for i in range(count)]
+    chosen = [samples[i] for i in evenly(len(samples), max_photos)]
     sets = {"photographs": HeldOut(chosen, [n[0] for n in read_class_names(classes)], TEMPLATES)}
     for name in ("unseen-names", "unseen-style") if registry else ():
         drawn = list(ParquetSamples([registry / f"{name}.parquet"])[:])

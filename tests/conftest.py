@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 import qlip.demo
+from qlip import cli
 from qlip.model import QLIP, ImageTowerConfig, QLIPConfig, QuantizerConfig, TextConfig
 from qlip.model.image import ImageProcessor
 from qlip.model.text import TextTokenizer
@@ -67,6 +69,21 @@ def small_model() -> QLIP:
 def photos() -> list[Path]:
     """The photographs that the package ships."""
     return sorted(PHOTOS.glob("*.jpg"))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call `qlip ARGUMENTS…` in this process; gives exit code, stdout and stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["qlip", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return exit_.value.code, captured.out, captured.err
+
+    return call
 
 
 def encoded(color: int, seed: int, size: int = 32) -> bytes:

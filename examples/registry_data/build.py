@@ -17,7 +17,6 @@ Needs `npm`, and for clip art and WordNet a Debian system (`apt-get`, `dpkg`). W
 3. The rest is drawn on squares of `--size` pixels and gets up to six captions.
 """
 
-import hashlib
 import json
 import random
 from collections import Counter
@@ -36,7 +35,7 @@ from sources import KINDS, Item, clip_art, icons, paintings, pixels, stamps, uns
 from words import HeldOut, Nouns, imagenet_names
 
 from qlip.errors import InputError
-from qlip.files import whole_file
+from qlip.files import checksum, whole_file
 
 _TEMPLATES = ("{kind} of {name}", "{name}, {kind}", "{kind}: {name}", "this is {kind} of {name}", "{name}")
 _ROWS_PER_FILE = 10_000
@@ -120,7 +119,7 @@ def build(config: Config) -> dict:
         "packages": [str(p) for p in _packages(config)],
         "held_out_names": sorted(set(held_out.names.values())),
         "held_out_aliases": sorted(held_out.names),
-        "sha256": {str(file.relative_to(config.out)): _checksum(file) for file in sorted(config.out.glob("*/*"))},
+        "sha256": {str(file.relative_to(config.out)): checksum(file) for file in sorted(config.out.glob("*/*"))},
     }
     with whole_file(config.out / "manifest.json") as unfinished:
         unfinished.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -166,10 +165,6 @@ def _draw(item: Item, size: int) -> bytes | None:
         return pixels(item, size)
     except (ValueError, OSError, TypeError):
         return None
-
-
-def _checksum(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":

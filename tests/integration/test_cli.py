@@ -11,25 +11,9 @@ import torch
 from PIL import Image
 
 import qlip
-from qlip import cli
 from qlip.cli.main import COMMANDS
 from qlip.data.token_file import TokenFormat
 from qlip.train.log import read_log
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Call `qlip ARGUMENTS…`; gives exit code, stdout, stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["qlip", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return exit_.value.code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import sys
 from itertools import islice
 
 import pyarrow.parquet as pq
@@ -12,7 +11,6 @@ from tests.integration.test_training import SMALL, STAGE2, Running, assert_same,
 from tests.unit.data.test_sources import write
 from tests.unit.data.test_stream import Server
 
-from qlip import cli
 from qlip.data.loader import order
 from qlip.data.sources import open_samples
 
@@ -102,31 +100,16 @@ def test_a_killed_run_on_shards_of_a_server_goes_on_at_the_shard(tmp_path, color
     assert moves[-1]["position"] >= 2
 
 
-@pytest.fixture
-def call(monkeypatch, capfd):
-    """`qlip ARGUMENTS…` here; gives exit code, stdout and stderr."""
-
-    def answer(*arguments):
-        monkeypatch.setattr(sys, "argv", ["qlip", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return exit_.value.code, out, err
-
-    return answer
-
-
-def test_pack_check_train(call, mixed, tmp_path, color_data):
-    code, _, err = call(
+def test_pack_check_train(run, mixed, tmp_path, color_data):
+    code, _, err = run(
         "data", "pack", *mixed, "--out", tmp_path / "packed", "--shard-rows", 50, "--num-workers", 1
     )
     assert code == 0 and "156 samples in 4 shards" in err and "4 failed" in err and "list.csv:5: " in err
     assert "no source states a licence" in err
-    code, out, err = call("data", "check", tmp_path / "packed", "--num-workers", 1, "--json")
+    code, out, err = run("data", "check", tmp_path / "packed", "--num-workers", 1, "--json")
     found = json.loads(out)
     assert code == 0 and found["num_samples"] == 156 and found["num_checksums"] == 4, err
-    code, out, err = call("data", "check", *mixed, "--num-workers", 0)
+    code, out, err = run("data", "check", *mixed, "--num-workers", 0)
     assert code == 1 and "4 failed" in err and "010.tar/00000010: " in err and "pictures/s" in out
 
     code, words = Running(tmp_path, *train([tmp_path / "packed"], tmp_path), "--out", tmp_path / "run").wait()
@@ -136,7 +119,7 @@ def test_pack_check_train(call, mixed, tmp_path, color_data):
     contents = bytearray(shard.read_bytes())
     contents[len(contents) // 2] ^= 1
     shard.write_bytes(contents)
-    code, _, err = call("data", "check", tmp_path / "packed", "--num-workers", 0)
+    code, _, err = run("data", "check", tmp_path / "packed", "--num-workers", 0)
     assert code == 1 and "shard-00002.tar: its bytes are not those that the manifest names" in err
 
 
@@ -165,10 +148,10 @@ def test_classes_by_folder_train_and_classify_without_a_file_of_names(tmp_path, 
     assert code == 0, words
 
 
-def test_held_out_pictures_that_are_damaged(call, tmp_path, color_data):
+def test_held_out_pictures_that_are_damaged(run, tmp_path, color_data):
     folder = write("folder", tmp_path / "val")
     (folder / "pictures" / "005.png").write_bytes(b"damaged")
     arguments = [*train([color_data / "train.parquet"], tmp_path), "--data.val", folder, "--out", tmp_path / "run"]
-    code, _, err = call(*arguments)
+    code, _, err = run(*arguments)
     assert code == 1 and "pictures/005.png: " in err and "1 of 24 samples cannot be used" in err
     assert not (tmp_path / "run").exists()

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +13,6 @@ from tests.conftest import LABELS, encoded
 from tests.integration.test_training import Running
 
 import qlip
-from qlip import cli
 from qlip.eval import compare
 from qlip.eval.codecs import CODECS
 
@@ -22,17 +20,13 @@ SMALL = ["--device", "cpu", "--batch-size", "5"]
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Call `qlip eval ARGUMENTS…` in an empty folder; gives exit code, stdout, stderr."""
+def run(run, monkeypatch, tmp_path):
+    """Call `qlip eval ARGUMENTS…` in an empty folder; gives exit code, stdout, stderr in one line."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["qlip", "eval", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return exit_.value.code, captured.out, " ".join(captured.err.split())
+        code, out, err = run("eval", *arguments)
+        return code, out, " ".join(err.split())
 
     return call
 

@@ -429,18 +429,9 @@ def test_steps_that_are_not_finite_are_passed_over(stage1, tmp_path):
 
 
 @pytest.fixture
-def call(monkeypatch, capfd):
+def call(run):
     """`qlip ARGUMENTS…` here; gives exit code and stderr."""
-
-    def answer(*arguments):
-        monkeypatch.setattr(sys, "argv", ["qlip", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        said = capfd.readouterr().err
-        assert "Traceback" not in said
-        return exit_.value.code, said
-
-    return answer
+    return lambda *arguments: run(*arguments)[::2]
 
 
 WRONG = {

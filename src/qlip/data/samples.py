@@ -150,6 +150,12 @@ def readable(samples: Samples, indices: Iterable[int]) -> Iterator[dict[str, Any
             yield Fault(error.key, error.reason, index)
 
 
+def evenly(total: int, count: int) -> list[int]:
+    """At most `count` of the numbers below `total`, evenly spread."""
+    count = min(count, total)
+    return [i * total // count for i in range(count)]
+
+
 def describe(record: Mapping[str, Any]) -> dict[str, Any]:
     """Of a record's columns those of a sample: its words, and whose it is. Blank words are none.
 

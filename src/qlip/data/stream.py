@@ -72,6 +72,24 @@ class SampleRange:
             yield partial(self.samples.read, i)
 
 
+def read_on(shard: RemoteShard | SampleRange, skip: int = 0) -> Iterator[Read]:
+    """What reads each sample but the first `skip`; taken up again where the line breaks.
+
+    Raises:
+        InputError: the shard cannot be read to its end, three times.
+    """
+    for attempt in range(TRIES):
+        try:
+            for read in itertools.islice(shard, skip, None):
+                skip += 1
+                yield read
+            return
+        except InputError:
+            if attempt == TRIES - 1:
+                raise
+            time.sleep(FIRST_WAIT_S * 2**attempt)
+
+
 @dataclass(frozen=True)
 class Stream:
     """Shards, at least one of which is remote.
@@ -191,21 +209,13 @@ class Reader:
             yield self._drawn(rng)
 
     def _shard(self, position: int) -> Iterator[Item | Fault]:
-        """The samples of the shard at a position; tried again where the line breaks."""
+        """The samples of the shard at a position."""
         epoch, k = divmod(position, len(self.stream.shards))
         shard = self.stream.shards[
             np.random.default_rng((self.seed, epoch)).permutation(len(self.stream.shards))[k]
         ]
-        done = 0
-        for attempt in range(TRIES):
-            try:
-                for number, read in enumerate(shard):
-                    if number >= done:
-                        done += 1
-                        yield Item(position, number, read)
-                return
-            except InputError as error:
-                if attempt == TRIES - 1:
-                    yield Fault(shard.name, str(error), is_file=True)
-                else:
-                    time.sleep(FIRST_WAIT_S * 2**attempt)
+        try:
+            for number, read in enumerate(read_on(shard)):
+                yield Item(position, number, read)
+        except InputError as error:
+            yield Fault(shard.name, str(error), is_file=True)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from qlip.data.samples import evenly
 from qlip.data.sources import open_samples
 from qlip.data.stream import Stream
 from qlip.errors import InputError
@@ -53,7 +54,7 @@ def stages(stage1: str, stage2: str, val: Sequence[str], out: Path, count: int =
         raise InputError(f"{', '.join(val)}: pictures are chosen by number, so name data on this machine")
     if not 1 <= count <= len(samples):
         raise InputError(f"count is {count}: it must be from 1 to the {len(samples):,} pictures that there are")
-    chosen = [samples[i * len(samples) // count] for i in range(count)]
+    chosen = [samples[i] for i in evenly(len(samples), count)]
     pictures = [processor.preprocess(sample["image"]) for sample in chosen]
     original, perceptual = stack_uint8(pictures), _perceptual(models["stage1"].device)
     columns, scores = {"original": original}, {}

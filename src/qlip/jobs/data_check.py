@@ -13,7 +13,8 @@ from qlip.data.shards import read_manifest
 from qlip.data.sources import local_files, open_samples
 from qlip.errors import InputError
 from qlip.eval.batches import Track
-from qlip.jobs.data_pack import checksum, manifest_folders
+from qlip.files import checksum
+from qlip.jobs.data_pack import manifest_folders
 from qlip.jobs.data_reading import Look, Seen, read_through
 
 SIDES = (64, 128, 256, 512, 1024)

@@ -1,6 +1,5 @@
 """Any data as shards with a manifest."""
 
-import hashlib
 import json
 import tarfile
 from collections import Counter
@@ -15,7 +14,7 @@ from qlip.data.shards import MANIFEST, ShardSamples, add_sample, read_manifest
 from qlip.data.sources import open_samples
 from qlip.errors import InputError
 from qlip.eval.batches import Track
-from qlip.files import whole_file
+from qlip.files import checksum, whole_file
 from qlip.jobs.data_reading import Look, Seen, read_through
 
 
@@ -90,15 +89,6 @@ def pack(
     with whole_file(out / MANIFEST) as unfinished:
         unfinished.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return manifest
-
-
-def checksum(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with file.open("rb") as contents:
-        while block := contents.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _write_shards(pictures: Iterator[Seen], out: Path, rows: int, num_bytes: int) -> list[dict[str, Any]]:

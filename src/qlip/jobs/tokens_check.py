@@ -14,7 +14,7 @@ from qlip.data.shards import MANIFEST, read_manifest
 from qlip.data.token_file import TokenFiles
 from qlip.errors import InputError
 from qlip.eval.batches import Track
-from qlip.jobs.data_pack import checksum
+from qlip.files import checksum
 
 BATCH = 500  # rows that are looked at together
 MOST_GROUP_BITS = 16

@@ -7,12 +7,11 @@ Of data with numbers the workers read batch after batch; of remote shards each w
 back, since that is all one can do with them.
 """
 
-import time
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, islice
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from qlip.data.samples import BadSample, Fault, readable
-from qlip.data.stream import FIRST_WAIT_S, TRIES, Read, RemoteShard, SampleRange
+from qlip.data.stream import Read, SampleRange, read_on
 from qlip.errors import InputError
 from qlip.eval.batches import with_captions
 from qlip.jobs.tokens_source import Unit
@@ -175,7 +174,7 @@ class _Streamed(IterableDataset):
         found: list[dict[str, Any] | Fault] = []
         done = first_piece * rows
         number = done - 1
-        for number, (read, is_last) in enumerate(_with_last(_again(unit.samples, done)), done):
+        for number, (read, is_last) in enumerate(_with_last(read_on(unit.samples, done)), done):
             try:
                 found.append(read())
             except BadSample as error:
@@ -189,20 +188,6 @@ class _Streamed(IterableDataset):
                 found = []
         if number < done:
             raise InputError("it has no samples, or fewer than before: replace it")
-
-
-def _again(samples: RemoteShard | SampleRange, skip: int) -> Iterator[Read]:
-    """What reads each sample but the first few; taken up again where the line breaks."""
-    for attempt in range(1, TRIES + 1):
-        try:
-            for read in islice(samples, skip, None):
-                skip += 1
-                yield read
-            return
-        except InputError:
-            if attempt == TRIES:
-                raise
-            time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
 
 
 def _with_last(reads: Iterable[Read]) -> Iterator[tuple[Read, bool]]:

@@ -18,8 +18,7 @@ from qlip.data.samples import Fault
 from qlip.data.shards import MANIFEST
 from qlip.data.token_file import TokenFormat, read_origin
 from qlip.errors import InputError
-from qlip.files import whole_file
-from qlip.jobs.data_pack import checksum
+from qlip.files import checksum, whole_file
 from qlip.jobs.tokens_source import Unit
 
 # what must be the same for a job to go on → how a person calls it

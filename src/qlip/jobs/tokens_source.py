@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path, PurePath
 from typing import Any
 
-from qlip.data.samples import IMAGE_SUFFIXES, BadSample, Joined, Samples, read_picture
+from qlip.data.samples import IMAGE_SUFFIXES, BadSample, Joined, Samples, evenly, read_picture
 from qlip.data.sources import open_samples
 from qlip.data.stream import RemoteShard, SampleRange, Stream
 
@@ -85,10 +85,10 @@ def fingerprint(samples: Joined | Stream) -> str:
     if isinstance(samples, Stream):
         local = [shard for shard in samples.shards if isinstance(shard, SampleRange)]
         digest.update("\n".join(shard.name for shard in samples.shards).encode())
-        places = [(shard.samples, shard.start) for shard in _spread(local)]
+        places = [(shard.samples, shard.start) for shard in (local[i] for i in evenly(len(local), NUM_LOOKED_AT))]
     else:
         digest.update(str(len(samples)).encode())
-        places = [(samples, index) for index in _spread(range(len(samples)))]
+        places = [(samples, index) for index in evenly(len(samples), NUM_LOOKED_AT)]
     for source, index in places:
         try:
             sample = source.read(index)
@@ -114,8 +114,3 @@ def names(sources: Sequence[str]) -> list[str]:
 
 def _is_picture(source: str) -> bool:
     return "://" not in source and PurePath(source).suffix[1:].lower() in IMAGE_SUFFIXES
-
-
-def _spread(items: Sequence[Any]) -> list[Any]:
-    count = min(NUM_LOOKED_AT, len(items))
-    return [items[i * len(items) // count] for i in range(count)]

@@ -22,7 +22,7 @@ from qlip.data.buckets import Buckets
 from qlip.data.captions import Captioner, read_class_names
 from qlip.data.journal import SKIPPED, Journal
 from qlip.data.loader import TrainingSet, batches
-from qlip.data.samples import Fault, Samples, readable
+from qlip.data.samples import Fault, Samples, evenly, readable
 from qlip.data.sources import open_samples
 from qlip.data.stream import Stream
 from qlip.environment import environment
@@ -382,8 +382,7 @@ def _good(samples: Samples | Stream, count: int, max_skipped_share: float) -> li
     if isinstance(samples, Stream):
         found = islice(samples, count)
     else:
-        count = min(count, len(samples))
-        found = readable(samples, (i * len(samples) // count for i in range(count)))
+        found = readable(samples, evenly(len(samples), count))
     good: list[dict] = []
     faults: list[Fault] = []
     for sample in found:

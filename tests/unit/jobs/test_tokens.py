@@ -18,10 +18,10 @@ from tests.unit.data.test_shards import write
 from tests.unit.data.test_stream import Server
 
 import qlip
+from qlip.data import stream
 from qlip.data.token_file import TokenFiles, TokenFormat, write_token_file
 from qlip.errors import InputError
 from qlip.eval.metrics import to_uint8
-from qlip.jobs import tokens_reading
 from qlip.jobs.tokens import detokenize_files, tokenize
 from qlip.jobs.tokens_job import Work
 from qlip.jobs.tokens_shards import remaining
@@ -205,7 +205,7 @@ def test_what_out_may_be(job, tmp_path):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens_reading, "FIRST_WAIT_S", 0)
+    monkeypatch.setattr(stream, "FIRST_WAIT_S", 0)
     (tmp_path / "shards").mkdir()
     for i, count in enumerate((7, 4, 1)):
         members = {f"{k}.png": encoded(k % 4, 10 * i + k) for k in range(count)}

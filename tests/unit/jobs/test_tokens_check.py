@@ -11,7 +11,7 @@ from tests.unit.jobs.test_tokens import pictures
 from qlip.data.token_file import TokenFiles, TokenFormat, write_token_file
 from qlip.errors import InputError
 from qlip.eval.reconstruction import code_use
-from qlip.jobs.data_pack import checksum
+from qlip.files import checksum
 from qlip.jobs.tokens import tokenize
 from qlip.jobs.tokens_check import stats, verify
 
