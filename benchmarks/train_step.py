@@ -19,7 +19,6 @@ import json
 import os
 import re
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ import tyro
 from torch import nn
 
 import qlip.train.stage2
-from qlip.environment import environment, resolve_device
+from qlip.environment import command, environment, resolve_device
 from qlip.errors import one_line
 from qlip.files import whole_file
 from qlip.model import QLIP
@@ -242,7 +241,7 @@ def main() -> None:
             "environment": environment(str(device)),
             "threads": torch.get_num_threads(),
             "load_average": os.getloadavg()[0],
-            "command": " ".join(["python", "benchmarks/train_step.py", *sys.argv[1:]]),
+            "command": command(),
         }
         sizes: list[Entry] = []
         for recompute in (False, True):

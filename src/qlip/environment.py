@@ -1,9 +1,11 @@
-"""The device to compute on; hardware, versions and commit for whatever reports numbers."""
+"""The device to compute on; hardware, versions, commit and command for whatever reports numbers."""
 
 import logging
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -49,6 +51,18 @@ def environment(device: str) -> dict[str, str]:
         "open-qlip": version("open-qlip"),
         "commit": commit or "unknown",
     }
+
+
+def command() -> str:
+    """The command that runs, as a person types it; of absolute paths the name, since places are private."""
+    program, arguments = Path(sys.argv[0]), sys.argv[1:]
+    if program.name == "qlip":
+        start = "qlip"
+    elif program.name == "__main__.py":
+        start = "python -m qlip.cli"
+    else:
+        start = f"python {Path(*program.parts[-2:])}"
+    return f"{start} {shlex.join(Path(a).name if Path(a).is_absolute() else a for a in arguments)}".rstrip()
 
 
 def _cpu() -> str:

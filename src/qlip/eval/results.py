@@ -3,14 +3,13 @@
 import json
 import math
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from qlip.environment import environment
+from qlip.environment import command, environment
 from qlip.errors import InputError
 from qlip.eval.interval import Number
 from qlip.files import whole_file
@@ -61,8 +60,6 @@ def record(
         results: by model (or file format) the named numbers.
         device: that computed.
     """
-    program = "qlip" if Path(sys.argv[0]).name == "qlip" else "python -m qlip.cli"
-    arguments = (Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:])  # where files lay is private
     packages = {name: version(name) for name in ("numpy", "pillow")}
     return {
         "protocol": protocol,
@@ -72,7 +69,7 @@ def record(
         "results": {who: {name: _plain(n) for name, n in found.items()} for who, found in results.items()},
         "intervals": "95 %, 1,000 bootstrap resamples of the pictures, percentiles, seed 0",
         "environment": environment(device) | packages | {"device": device, "processes": world_size()},
-        "command": " ".join([program, *arguments]),
+        "command": command(),
     }
 
 

@@ -1,12 +1,11 @@
 """What a figure leaves: `NAME.json`, and `NAME.png` drawn from it."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qlip.environment import environment
+from qlip.environment import command, environment
 from qlip.files import whole_file
 from qlip.train.plot import save_figure
 
@@ -33,10 +32,7 @@ def write_figure(
         the JSON file.
     """
     path = out / f"{name}.json"
-    program = Path(sys.argv[0]).name
-    command = "qlip" if program in ("qlip", "__main__.py") else f"python benchmarks/{program}"
-    command = " ".join([command, *sys.argv[1:]])
-    record = {"figure": name, **numbers, "environment": environment(device), "command": command}
+    record = {"figure": name, **numbers, "environment": environment(device), "command": command()}
     with whole_file(path) as unfinished:
         unfinished.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     redraw(path, draw)
