@@ -1,0 +1,249 @@
+"""Checkpoints of Hugging Face's layout in and out: Llama, and Qwen3 for models with QK-norm.
+
+A checkpoint is a folder: `config.json`, and `model.safetensors` or shards of it with an index. The files of a
+tokenizer beside them are neither read nor written here.
+"""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from qlip.environment import resolve_device
+from qlip.errors import InputError, one_line
+from qlip.lm.config import LMConfig, RopeScaling
+from qlip.lm.transformer import Transformer
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+SHARD_BYTES = 5 * 10**9
+
+_SHARED = (  # fields of the same name in the file, whose absence means the same
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+)
+_FIXED = {  # switches of theirs that we have in one position only
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "use_sliding_window": False,
+}
+_DERIVED = re.compile(r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")  # tables in old files, no weights
+_WRITTEN = re.compile(r"config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+
+
+def load(
+    folder: str | os.PathLike[str], *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> Transformer:
+    """Load a Llama or a Qwen3.
+
+    Args:
+        folder: of the checkpoint.
+        device: where the model goes; "auto" takes a GPU if there is one.
+        dtype: of the weights.
+
+    Returns:
+        The model in evaluation mode, without dropout, which no such checkpoint has.
+
+    Raises:
+        InputError: there is no checkpoint, it is of another architecture, or is not whole; names file and key.
+    """
+    place, folder = resolve_device(device), Path(folder)
+    model = skeleton(read_config(folder))
+    found = {key.removeprefix("model."): value for key, value in _read_weights(folder).items()}
+    found = {key: value for key, value in found.items() if not _DERIVED.fullmatch(key)}
+    if model.lm_head is None:
+        found.pop("lm_head.weight", None)  # some files have the embedding twice
+    _compare(folder, found, model.state_dict())
+    model.load_state_dict({key: value.to(place, dtype) for key, value in found.items()}, assign=True)
+    return model.eval()
+
+
+def save(model: Transformer, folder: str | os.PathLike[str], *, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write a checkpoint that `load` and `transformers` read: a Llama, or with QK-norm a Qwen3.
+
+    Everything is written beside and renamed when it is complete, so that a failure leaves what was there.
+
+    Args:
+        model: on any device; its dtype is the file's. Dropout is not written.
+        folder: made if need be; the weights and the configuration of a checkpoint that is there are replaced.
+        shard_bytes: the most in one file, but for a tensor that is larger; the rest goes into further ones.
+
+    Raises:
+        InputError: the model is neither, or the folder cannot be written.
+    """
+    config = config_to_dict(model.config) | {"dtype": str(model.dtype).removeprefix("torch.")}
+    weights = {_theirs(key): value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as beside:
+            _write(Path(beside), config, weights, shard_bytes)
+            for old in [path for path in folder.iterdir() if _WRITTEN.fullmatch(path.name)]:
+                old.unlink()
+            for new in list(Path(beside).iterdir()):
+                new.replace(folder / new.name)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{str(folder)!r} cannot be written ({one_line(error)}): use another folder") from error
+
+
+def skeleton(config: LMConfig) -> Transformer:
+    """A model whose weights are on the meta device: for `load_state_dict(…, assign=True)`."""
+    with torch.device("meta"):
+        return Transformer(config)
+
+
+def read_config(folder: Path) -> LMConfig:
+    """The configuration of a checkpoint.
+
+    Raises:
+        InputError: there is none, or it is of a model that this is not.
+    """
+    path = folder / CONFIG
+    try:
+        return config_from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise InputError(f"{str(path)!r} is not a usable model configuration: {one_line(error)}") from error
+
+
+def config_from_dict(values: dict[str, Any]) -> LMConfig:
+    """The configuration from a `config.json` of transformers 4 or 5.
+
+    Raises:
+        InputError: it is of another architecture, or sets a switch that we do not have; names it.
+    """
+    kind = values.get("model_type")
+    if kind not in ARCHITECTURES:
+        raise InputError(f"model_type is {kind!r}: only {' and '.join(ARCHITECTURES)} checkpoints are read")
+    for name, ours in _FIXED.items():
+        if values.get(name, ours) != ours:
+            raise InputError(f"{name} is {values[name]!r}: only checkpoints with {ours!r} are read")
+    found = {name: values[name] for name in _SHARED if name in values}
+    if isinstance(found.get("eos_token_id"), list):
+        found["eos_token_id"] = tuple(found["eos_token_id"])
+    if kind == "qwen3":
+        found.setdefault("head_dim", 128)
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    theta = rope.get("rope_theta", values.get("rope_theta", LMConfig.rope_theta))
+    return LMConfig(**found, rope_theta=theta, rope_scaling=_rope_scaling(rope), qk_norm=kind == "qwen3")
+
+
+def config_to_dict(config: LMConfig) -> dict[str, Any]:
+    """The `config.json` that transformers 4 and 5 read.
+
+    Raises:
+        InputError: neither architecture has what the model has.
+    """
+    if config.rope_axes != 1 or config.num_slots:
+        raise InputError(
+            f"rope_axes {config.rope_axes} with num_slots {config.num_slots} is neither Llama nor Qwen3: "
+            "only models with 1 and 0 are written in this layout"
+        )
+    kind = "qwen3" if config.qk_norm else "llama"
+    values = {name: getattr(config, name) for name in _SHARED}
+    values |= {"num_key_value_heads": config.kv_heads, "head_dim": config.head_width}
+    scaling = config.rope_scaling and {"rope_type": "llama3", **asdict(config.rope_scaling)}
+    rope = {"rope_theta": config.rope_theta, "rope_scaling": scaling}
+    return {"architectures": [ARCHITECTURES[kind]], "model_type": kind, **values, **rope, **_FIXED}
+
+
+def _rope_scaling(rope: dict[str, Any]) -> RopeScaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise InputError(f"rope_type is {kind!r}: only checkpoints with 'default' or 'llama3' are read")
+    return RopeScaling(**{field.name: rope[field.name] for field in fields(RopeScaling)})
+
+
+def _theirs(key: str) -> str:
+    return key if key.startswith("lm_head.") else f"model.{key}"
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of all files, mapped."""
+    path, weights = folder / INDEX, {}
+    try:
+        names: Iterable[str] = [WEIGHTS]
+        if path.exists():
+            names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        for name in names:
+            path = folder / name
+            weights.update(load_file(path))
+        return weights
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, SafetensorError) as error:
+        raise InputError(
+            f"{str(path)!r} cannot be read ({one_line(error)}): weights must be whole safetensors files, such as "
+            "`save_pretrained` of transformers writes"
+        ) from error
+
+
+def _compare(folder: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    both = [key for key in wanted if key in found]
+    problems = {
+        "it lacks": [_theirs(key) for key in wanted if key not in found],
+        "it has besides": [_theirs(key) for key in found if key not in wanted],
+        "shapes differ:": [
+            f"{_theirs(key)} is {tuple(found[key].shape)}, not {tuple(wanted[key].shape)}"
+            for key in both
+            if found[key].shape != wanted[key].shape
+        ],
+        "these are no weights:": [
+            f"{_theirs(key)} is {found[key].dtype}" for key in both if not found[key].is_floating_point()
+        ],
+    }
+    if text := "; ".join(f"{problem} {_some(keys)}" for problem, keys in problems.items() if keys):
+        raise InputError(
+            f"{str(folder)!r} does not hold the model of its {CONFIG}, take both from one place: {text}"
+        )
+
+
+def _write(folder: Path, config: dict[str, Any], weights: dict[str, Tensor], shard_bytes: int) -> None:
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    shards, places = _in_shards(weights, shard_bytes), {}
+    for i, keys in enumerate(shards, 1):
+        path = folder / (f"model-{i:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else WEIGHTS)
+        save_file({key: weights[key] for key in keys}, path, {"format": "pt"})
+        shutil.copymode(folder / CONFIG, path)  # safetensors lets nobody else read its files
+        places.update(dict.fromkeys(keys, path.name))
+    if len(shards) > 1:
+        size = sum(value.nbytes for value in weights.values())
+        index = {"metadata": {"total_size": size}, "weight_map": places}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _in_shards(weights: dict[str, Tensor], shard_bytes: int) -> list[list[str]]:
+    """The keys in order, in groups of at most so many bytes, or of one tensor."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for key, value in weights.items():
+        if shards[-1] and size + value.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(key)
+        size += value.nbytes
+    return shards
+
+
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")

@@ -1,0 +1,211 @@
+"""From a model and prompts to new tokens: one pass over the prompts, then one token a step."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from qlip.errors import InputError
+from qlip.lm.transformer import Cache, Transformer
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn from logits, in this order; the defaults draw from the model's own distribution.
+
+    Attributes:
+        guidance_scale: s in unconditional + s · (conditional − unconditional), on logits; 1 is without guidance.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_k: only so many of the likeliest; 0: all.
+        top_p: only the likeliest whose probabilities together reach it; 1: all.
+        min_p: only those at least this times as likely as the likeliest; 0: all.
+    """
+
+    guidance_scale: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __post_init__(self):
+        for name in ("guidance_scale", "temperature", "top_k"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"{name} is {getattr(self, name)}: it must be 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p}: it must be above 0 and at most 1 (all tokens)")
+        if not 0 <= self.min_p <= 1:
+            raise InputError(f"min_p is {self.min_p}: it must be from 0 (all tokens) to 1")
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+@torch.no_grad()
+def generate(
+    model: Transformer,
+    prompts: Sequence[Tensor],
+    num_tokens: int,
+    sampling: Sampling = GREEDY,
+    *,
+    seeds: Sequence[int] | None = None,
+    unconditional: Sequence[Tensor] | None = None,
+    stop_ids: Sequence[int] = (),
+    allowed: Callable[[Tensor], Tensor] | None = None,
+    positions: Tensor | None = None,
+    slots: Tensor | None = None,
+    compile: bool = False,
+) -> Tensor:
+    """Go on from prompts. A row's tokens do not depend on the others in its batch, but for how logits are rounded.
+
+    Args:
+        model: in evaluation mode.
+        prompts: of each row its ids (T,), or embeddings (T, D); the lengths may differ.
+        num_tokens: how many new ones.
+        sampling: how they are drawn.
+        seeds: of each row; a seed draws the same random numbers on every device. By default 0, 1, 2, …
+        unconditional: of each row the prompt without its condition; both go through the model as one batch of two
+            halves. Not used with a `guidance_scale` of 1.
+        stop_ids: tokens that end a row; it is filled up with the one that did.
+        allowed: called before each token with those that are there, (B, t), gives which may come next, as booleans
+            broadcastable to (B, vocab_size). By default all may.
+        positions: (num_tokens, 2) rows and columns of the new tokens, with `rope_axes` 2; the prompts stand at
+            (0, 0), unrotated.
+        slots: (num_tokens,) which sub-tokens of their places the new tokens are, with `num_slots`.
+        compile: compile the step, on a GPU as CUDA graphs; the first batch of a shape waits for it.
+
+    Returns:
+        (B, num_tokens) int64 ids; fewer if all rows ended before.
+
+    Raises:
+        InputError: the arguments do not fit each other or the model, or all is longer than the model's context.
+    """
+    guided, device = sampling.guidance_scale != 1, model.device
+    seeds = range(len(prompts)) if seeds is None else seeds
+    unconditional = unconditional if guided else None
+    _check(model, prompts, num_tokens, guided, seeds=seeds, unconditional=unconditional)
+    _check_new(model, num_tokens, positions=positions, slots=slots)
+
+    inputs, padding = _left_padded(model, [*prompts, *(unconditional or ())])
+    cache = Cache(model, padding, inputs.shape[1] + num_tokens - 1)
+    step = _compiled_step(cache) if compile else _step
+    noise = torch.stack([_noise(seed, num_tokens) for seed in seeds], dim=1).to(device)
+    stops = torch.tensor(list(stop_ids), dtype=torch.long, device=device)
+    tokens = torch.empty(len(prompts), num_tokens, dtype=torch.long, device=device)
+    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    places = None if positions is None else positions.to(device)
+    numbers = None if slots is None else slots.to(device)
+
+    unrotated = None if places is None else places.new_zeros(1, inputs.shape[1], 2)
+    logits = model.logits(model(inputs, unrotated, cache=cache)[:, -1])
+    for i in range(num_tokens):
+        if i:
+            token, at = tokens[:, i - 1 : i], slice(i - 1, i)
+            token = torch.cat((token, token)) if guided else token
+            place, number = (None if table is None else table[None, at] for table in (places, numbers))
+            logits = step(model, cache, token, place, number)
+        scores = guide(logits, sampling.guidance_scale) if guided else logits
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed(tokens[:, :i]), -torch.inf)
+        drawn = sample(scores, sampling, noise[i])
+        tokens[:, i] = torch.where(ended, tokens[:, i - 1], drawn)
+        if stop_ids:
+            ended |= torch.isin(drawn, stops)
+            if ended.all():
+                return tokens[:, : i + 1]
+    return tokens
+
+
+def guide(logits: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance: (2B, V), the conditional half first → (B, V) float32."""
+    conditional, unconditional = logits.float().chunk(2)
+    return unconditional + scale * (conditional - unconditional)
+
+
+def sample(logits: Tensor, sampling: Sampling, noise: Tensor) -> Tensor:
+    """Draw a token for each row; nothing here is random but `noise`.
+
+    Args:
+        logits: (B, V); what may not be drawn is -inf.
+        sampling: its guidance lies behind (`guide`).
+        noise: (B,) float32 in [0, 1): where in the cumulative distribution the token stands.
+
+    Returns:
+        (B,) int64 ids.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    cumulative = restrict(logits, sampling).softmax(-1).double().cumsum(-1)
+    # 24 bits of noise times a double stay below the sum, so that no token of probability 0 is found.
+    return torch.searchsorted(cumulative, noise.double()[:, None] * cumulative[:, -1:], right=True)[:, 0]
+
+
+def restrict(logits: Tensor, sampling: Sampling) -> Tensor:
+    """(B, V) logits → float32, divided by the temperature, with -inf for what top-k, top-p and min-p leave out."""
+    scores = logits.float() / sampling.temperature
+    if 0 < sampling.top_k < scores.shape[-1]:
+        scores = scores.masked_fill(scores < scores.topk(sampling.top_k).values[:, -1:], -torch.inf)
+    if sampling.top_p < 1:
+        ordered, order = scores.sort()
+        out = ordered.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
+        out[:, -1] = False  # the likeliest always stays
+        scores = scores.masked_fill(out.scatter(1, order, out), -torch.inf)
+    if sampling.min_p > 0:
+        probabilities = scores.softmax(-1)
+        least = sampling.min_p * probabilities.amax(-1, keepdim=True)
+        scores = scores.masked_fill(probabilities < least, -torch.inf)
+    return scores
+
+
+def _step(model: Transformer, cache: Cache, token: Tensor, place: Tensor | None, number: Tensor | None) -> Tensor:
+    """(B, 1) tokens, and what `positions` and `slots` say of them → (B, V) logits of the next."""
+    return model.logits(model(model.embed(token, number), place, cache=cache)[:, -1])
+
+
+def _compiled_step(cache: Cache) -> Callable[..., Tensor]:
+    """The step compiled; its CUDA graphs write to the cache where it lies."""
+    for tensor in (*cache.keys, *cache.values, cache.length):
+        torch._dynamo.mark_static_address(tensor)
+    return _compiled(cache.length.device.type)
+
+
+@functools.cache
+def _compiled(device_type: str) -> Callable[..., Tensor]:
+    return torch.compile(_step, dynamic=False, mode="reduce-overhead" if device_type == "cuda" else None)
+
+
+def _noise(seed: int, count: int) -> Tensor:
+    """(count,) float32, on the CPU, whose generator is the same everywhere."""
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed))
+
+
+def _left_padded(model: Transformer, prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Ids and embeddings → embeddings (B, T, D), and how many places are empty at each row's beginning (B,)."""
+    rows = [row.to(model.device) for row in prompts]
+    rows = [row.to(model.dtype) if row.is_floating_point() else model.embed(row) for row in rows]
+    inputs = pad_sequence(rows, batch_first=True, padding_side="left")
+    return inputs, torch.tensor([inputs.shape[1] - len(row) for row in rows], device=model.device)
+
+
+def _check(model: Transformer, prompts: Sequence[Tensor], num_tokens: int, guided: bool, **rows) -> None:
+    if not prompts or not all(len(row) for row in (*prompts, *(rows["unconditional"] or ()))):
+        raise InputError("a prompt is empty: it needs one token at least, such as the beginning of a text")
+    if num_tokens < 1:
+        raise InputError(f"num_tokens is {num_tokens}: it must be at least 1")
+    if model.training and model.config.dropout:
+        raise InputError("the model is in training mode, with dropout: call its eval() first")
+    if guided and rows["unconditional"] is None:
+        raise InputError("guidance_scale is not 1, but there are no unconditional prompts: pass one for each row")
+    for name, values in rows.items():
+        if values is not None and len(values) != len(prompts):
+            raise InputError(f"{name} has {len(values)} entries for {len(prompts)} prompts: pass one for each")
+
+
+def _check_new(model: Transformer, num_tokens: int, **tables: Tensor | None) -> None:
+    if (tables["positions"] is not None) != (model.config.rope_axes == 2):
+        raise InputError(f"rope_axes is {model.config.rope_axes}: positions are for 2, where they must be")
+    for name, table in tables.items():
+        if table is not None and len(table) != num_tokens:
+            raise InputError(f"{name} has {len(table)} entries for {num_tokens} new tokens: pass one for each")
