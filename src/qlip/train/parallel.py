@@ -13,8 +13,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from qlip.errors import InputError
+from qlip.lm.transformer import Transformer
 from qlip.model.checkpoint import skeleton
-from qlip.model.layers import Block, Blocks
+from qlip.model.layers import Blocks
 from qlip.model.qlip import QLIP
 from qlip.train.distributed import average, world_size
 
@@ -63,8 +64,8 @@ class Parallel:
     Everything of `model` that the step uses must be used inside the module's forward.
     """
 
-    def __init__(self, module: nn.Module, model: QLIP, config: ComputeConfig):
-        """Prepare the model's blocks, then spread the module.
+    def __init__(self, module: nn.Module, model: QLIP | Transformer, config: ComputeConfig):
+        """Prepare the blocks of all towers and transformers, then spread the module.
 
         Args:
             module: its forward is the step's; it holds `model`.
@@ -75,19 +76,21 @@ class Parallel:
             InputError: sharding over a single process.
         """
         self.device_type, self.bf16 = model.device.type, config.precision == "bf16"
-        self.logit_scale = model.logit_scale
-        for part in module.modules():
-            if isinstance(part, Blocks):
-                part.recompute = config.recompute
-            if isinstance(part, Block) and config.compile:
-                part.compile()
+        self.scalars = {p for p in module.parameters() if p.ndim == 0}  # FSDP2 cannot share them out
+        stacks = [part for part in module.modules() if isinstance(part, Blocks | Transformer)]
+        blocks = [block for stack in stacks for block in stack.layers]
+        for stack in stacks:
+            stack.recompute = config.recompute
+        if config.compile:
+            for block in blocks:
+                block.compile()
         if config.sharding == "fsdp":
             if not dist.is_initialized():
                 raise InputError("sharding is 'fsdp', but there is one process: start several with torchrun")
             mesh = init_device_mesh(model.device.type, (world_size(),))
-            for block in [part for part in module.modules() if isinstance(part, Block)]:
+            for block in blocks:
                 fully_shard(block, mesh=mesh)
-            fully_shard(module, mesh=mesh, ignored_params={model.logit_scale})  # FSDP2 cannot share out a scalar
+            fully_shard(module, mesh=mesh, ignored_params=self.scalars)
         elif world_size() > 1:
             with warnings.catch_warnings():  # torch 2.13 has another name for the option, which 2.11 does not know
                 warnings.simplefilter("ignore", FutureWarning)
@@ -112,8 +115,10 @@ class Parallel:
 
     def finish_backward(self) -> None:
         """Average over ranks what the wrapper does not."""
-        if isinstance(self.module, FSDPModule) and self.logit_scale.grad is not None:
-            self.logit_scale.grad = average(self.logit_scale.grad)
+        if isinstance(self.module, FSDPModule):
+            for scalar in self.scalars:
+                if scalar.grad is not None:
+                    scalar.grad = average(scalar.grad)
 
 
 def whole_copy(model: QLIP, replaced: dict[str, Tensor] | None = None) -> QLIP:
