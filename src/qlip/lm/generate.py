@@ -74,7 +74,8 @@ def generate(
         positions: (num_tokens, 2) rows and columns of the new tokens, with `rope_axes` 2; the prompts stand at
             (0, 0), unrotated.
         slots: (num_tokens,) which sub-tokens of their places the new tokens are, with `num_slots`.
-        compile: compile the step, on a GPU as CUDA graphs; the first batch of a shape waits for it.
+        compile: compile the step, on a GPU as CUDA graphs. The first batch of each shape (rows, longest prompt and
+            new tokens) waits for it, and PyTorch compiles for no more than eight.
 
     Returns:
         (B, num_tokens) int64 ids; fewer if all rows ended before.
