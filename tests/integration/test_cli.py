@@ -242,15 +242,17 @@ def test_train_resume_publish_and_use(run, color_data, tmp_path):
     card = (tmp_path / "colors" / "README.md").read_text()
     assert f"{json.loads(out)['psnr']:.2f} dB" in card and "16 samples" in card and "8 steps of 8" in card
     assert str(tmp_path) not in card + (tmp_path / "colors" / "recipe.json").read_text()
-    finer = tmp_path / "finer"
+    finer, published = tmp_path / "finer", tmp_path / "both"
     quick = "--perceptual-weight 0 --adversarial-weight 0 --steps 2 --warmup-steps 1 --batch-size 8".split()
-    code, _, err = run("train", "tiny-stage2", "--tokenizer", folder / "model", *files, *quick, "--out", finer)
-    assert code == 0, err
-    code, _, err = run("publish", finer, "--name", "finer", "--out", tmp_path / "both", *val, *classes)
-    assert code == 0, err
-    card = (tmp_path / "both" / "README.md").read_text()
-    for told in ("Training, stage 1", "8 steps of 8", "Training, stage 2", "2 steps of 8", "recipe-stage2.json"):
-        assert told in card
+    for start in (folder / "model", tmp_path / "colors"):  # of a run that is here, or only its published folder
+        out = finer / start.name
+        code, _, err = run("train", "tiny-stage2", "--tokenizer", start, *files, *quick, "--out", out)
+        assert code == 0, err
+        code, _, err = run("publish", out, "--name", "finer", "--out", published, *val, *classes)
+        assert code == 0, err
+        card = (published / "README.md").read_text()
+        for told in ("stage 1\n", "8 steps of 8", "stage 2\n", "2 steps of 8", "recipe-stage2.json"):
+            assert told in card
     for name in ("recipe.json", "recipe-stage2.json"):
         assert str(tmp_path) not in (tmp_path / "both" / name).read_text()
     one, both = (json.loads(run("info", tmp_path / name, "--json")[1]) for name in ("colors", "both"))

@@ -16,7 +16,7 @@ from qlip.errors import InputError
 from qlip.eval.batches import Track
 from qlip.eval.reconstruction import reconstruction
 from qlip.eval.zero_shot import zero_shot
-from qlip.model.checkpoint import load, save
+from qlip.model.checkpoint import BUNDLED, bundled, load, save
 from qlip.model.qlip import QLIP
 from qlip.train.log import read_log
 
@@ -35,7 +35,8 @@ def publish(
     """Write `out` in the published layout, measure what was written, and describe it in `README.md`.
 
     Args:
-        run: folder of a finished run; of stage 2, the card tells of stage 1 too, where its run is still there.
+        run: folder of a finished run; of stage 2, the card tells of stage 1 too, where its run is still there, or
+            its tokenizer was published.
         name: of the tokenizer.
         out: the new folder.
         val: held-out data on this machine, used whole.
@@ -87,7 +88,7 @@ class _Stage:
 
     Attributes:
         settings: its `recipe.json`, without folders.
-        log: its entries.
+        log: its entries; a published tokenizer has none.
     """
 
     settings: dict[str, Any]
@@ -102,10 +103,17 @@ class _Stage:
 def _stages(run: Path) -> list[_Stage]:
     """The run, and before it the one whose tokenizer it began with, if that is on this machine."""
     settings = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
-    before = Path(settings["recipe"].get("tokenizer", "")).parent
+    before = _origin(settings["recipe"].get("tokenizer"))
     _hide_folders(settings["recipe"])
-    stage = _Stage(settings, read_log(run / "log.jsonl"))
-    return [*(_stages(before) if stage.suffix and (before / "recipe.json").exists() else []), stage]
+    return [*(_stages(before) if before else []), _Stage(settings, read_log(run / "log.jsonl"))]
+
+
+def _origin(tokenizer: str | None) -> Path | None:
+    """The run that left a tokenizer, or the folder that tells of it, as bundled and published ones do."""
+    if tokenizer is None:
+        return None
+    folder = BUNDLED / tokenizer if tokenizer in bundled() else Path(tokenizer)
+    return next((place for place in (folder.parent, folder) if (place / "recipe.json").exists()), None)
 
 
 def _shown(source: str) -> str:
@@ -199,7 +207,6 @@ def _training(stage: _Stage) -> list[str]:
     """How one stage was trained."""
     recipe, segments = stage.settings["recipe"], stage.settings["segments"]
     steps, batch_size = recipe["fit"]["steps"], recipe["batch_size"]
-    rate = median([entry["images_per_s"] for entry in stage.log if "loss" in entry])
     weights = {k.removesuffix("_weight"): v for k, v in recipe["task"].items() if k.endswith("_weight")}
     templates = f"of class names in {len(recipe['data']['templates'])} templates, where a picture has none"
     words = f"captions {templates if recipe['data']['classes'] else 'as they came'}"
@@ -212,10 +219,17 @@ def _training(stage: _Stage) -> list[str]:
         f"- {steps:,} steps of {batch_size} samples ({steps * batch_size:,} images), {optimizer}, peak learning "
         f"rate {recipe['task']['lr']:g}, loss weights {weights}.",
         *(f"- From step {s['first_step']:,}: {_environment(s)}" for s in segments),
-        f"- {rate:.0f} images a second (median), so {steps * batch_size / rate / 3600:.1f} hours at that rate.",
+        *_duration(stage, steps * batch_size),
         f"- `{file}` names every setting; `qlip train {file} --data.train …` repeats it.",
         "",
     ]
+
+
+def _duration(stage: _Stage, num_images: int) -> list[str]:
+    if not stage.log:
+        return []
+    rate = median([entry["images_per_s"] for entry in stage.log if "loss" in entry])
+    return [f"- {rate:.0f} images a second (median), so {num_images / rate / 3600:.1f} hours at that rate."]
 
 
 def _environment(segment: dict[str, Any]) -> str:
