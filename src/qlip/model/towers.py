@@ -28,7 +28,7 @@ class VisionEmbeddings(nn.Module):
         patches = self.patch_embedding(pixel_values)
         rows, columns = patches.shape[2:]
         patches = patches.flatten(2).transpose(1, 2)
-        cls = self.class_embedding.expand(len(patches), 1, -1)
+        cls = self.class_embedding.expand(patches.shape[0], 1, -1)
         positions = self.position_embedding.weight
         resized = resize_positions(positions[1:], self.native_grid, (rows, columns))
         return torch.cat((cls, patches), dim=1) + torch.cat((positions[:1], resized))
@@ -122,7 +122,7 @@ class TextEncoder(nn.Module):
         rotary = self.rope and self.rope.tables
         x = self.encoder(self.embeddings(input_ids), rotary, mask, is_causal=mask is None)
         x = self.final_layer_norm(x)
-        return x[torch.arange(len(x), device=x.device), self._end_positions(input_ids)]
+        return x[torch.arange(x.shape[0], device=x.device), self._end_positions(input_ids)]
 
     def _end_positions(self, input_ids: Tensor) -> Tensor:
         if self.eos_token_id == 2:  # CLIP's legacy config: the end token is the largest id
