@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import qlip
 import qlip.demo
 from qlip import cli
 from qlip.model import QLIP, ImageTowerConfig, QLIPConfig, QuantizerConfig, TextConfig
@@ -63,6 +64,17 @@ def small_model() -> QLIP:
         image_processor=ImageProcessor(resize=32, crop=32),
         text_tokenizer=vocabulary,
     ).eval()
+
+
+@pytest.fixture(scope="session")
+def exported_tiny(tmp_path_factory) -> Path:
+    """A folder of `qlip export qlip-tiny --format onnx`; it takes a dozen seconds."""
+    pytest.importorskip("onnxscript")
+    from qlip.integrations import onnx
+
+    folder = tmp_path_factory.mktemp("exported")
+    onnx.export(qlip.load("qlip-tiny"), folder)
+    return folder
 
 
 @pytest.fixture

@@ -548,6 +548,10 @@ def test_export_from_a_run_that_was_stopped(call, stopped, tmp_path):
     assert code == 0 and f"step {last_step(stopped)} is in" in said
     (file,) = latest_checkpoint(stopped).glob("rank-*.safetensors")
     check_export(tmp_path / "model", load_file(file), "model.")
+    assert call("export", stopped, "--image-size", 32, 64, "--out", tmp_path / "wide")[0] == 0
+    assert qlip.load(tmp_path / "wide").config.size == (32, 64)
+    code, said = call("export", stopped, "--revision", "v1", "--out", tmp_path / "no")
+    assert code == 1 and "no Hugging Face repository, leave it out" in said
     assert call("verify", tmp_path / "model")[0] in (0, 1)
 
 

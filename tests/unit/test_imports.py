@@ -43,6 +43,9 @@ OPTIONAL = {  # the one file that may import it
     "fsspec": "data/remote.py",
     "datasets": "data/hub.py",
     "ray": "integrations/ray.py",
+    "onnx": "integrations/onnx.py",
+    "onnxscript": "integrations/onnx.py",
+    "onnxruntime": "integrations/onnx.py",
 }
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from qlip.cli.options import CONFIG, print_json, say, track
+from qlip.cli.options import CONFIG, ImageSize, Model, print_json, say, track
 from qlip.errors import InputError
 
 
@@ -79,25 +79,35 @@ def publish(
 
 
 def export(
-    run: Annotated[Path, tyro.conf.Positional],
+    model: Annotated[Model, tyro.conf.Positional],
     /,
     *,
     out: Path,
+    format: Literal["qlip", "transformers", "onnx", "torch-export"] = "qlip",
     checkpoint: Literal["latest", "best"] = "latest",
     best: str = "psnr",
+    revision: str | None = None,
+    image_size: ImageSize = None,
 ) -> int:
-    """Write the tokenizer of a run's checkpoint, finished or not, as `qlip.load` reads it.
+    """Write a tokenizer, or that of a run's checkpoint, finished or not, for others to read.
 
     Args:
-        run: Folder of `qlip train`.
+        model: Folder of `qlip train`, or any tokenizer.
         out: The new folder.
-        checkpoint: Which one.
+        format: qlip: as `qlip.load` reads it; transformers: as Hugging Face's library reads it without this
+            package; onnx, torch-export: as programs, see docs/export.md.
+        checkpoint: Which one of a run.
         best: The evaluation's number that decides which is best.
+        revision: branch, tag or commit on the hub.
     """
     from qlip.recipes.export import export as run_export
+    from qlip.recipes.export import open_tokenizer
 
-    _, step = run_export(run, out, checkpoint, best)
-    say(f"the tokenizer of step {step} is in {out}")
+    tokenizer, step = open_tokenizer(model, checkpoint, best, revision, image_size)
+    agreement = run_export(tokenizer, out, format)
+    if agreement is not None:
+        say(f"checked against PyTorch: {agreement.describe()}")
+    say(f"the tokenizer{'' if step is None else f' of step {step}'} is in {out}")
     return 0
 
 

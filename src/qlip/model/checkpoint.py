@@ -74,17 +74,10 @@ def load(
     folder, model_name = _find(name, revision)
     if not os.path.exists(folder / WEIGHTS):
         raise no_weights(repr(str(folder)), (path.name for path in folder.glob("*")))
-    config = _read_config(folder / CONFIG)
-    processor = _image_processor(folder, config)
-    if image_size is not None:
-        config = config.at_size(image_size)
-        processor = processor and processor.at_size(config.size)
-    model = skeleton(config, model_name)
+    model = load_description(folder, model_name, image_size)
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     weights = _read_weights(folder / WEIGHTS, shapes)
     model.load_state_dict({key: value.to(device, dtype) for key, value in weights.items()}, assign=True)
-    model.image_processor = processor
-    model.text_tokenizer = _text_tokenizer(folder, config)
     return model.to(device).eval()
 
 
@@ -233,12 +226,19 @@ def save_description(model: QLIP, folder: Path) -> None:
             part.save(folder)
 
 
-def load_description(folder: Path) -> QLIP:
-    """What `save_description` wrote, as a model whose weights are on the meta device."""
+def load_description(folder: Path, name: str = "unnamed", image_size: int | Sequence[int] | None = None) -> QLIP:
+    """What `save_description` wrote, as a model whose weights are on the meta device.
+
+    Raises:
+        InputError: a file is broken, or `image_size` holds no whole patches.
+    """
     config = _read_config(folder / CONFIG)
-    model = skeleton(config)
-    model.image_processor = _image_processor(folder, config)
-    model.text_tokenizer = _text_tokenizer(folder, config)
+    processor, words = _image_processor(folder, config), _text_tokenizer(folder, config)
+    if image_size is not None:
+        config = config.at_size(image_size)
+        processor = processor and processor.at_size(config.size)
+    model = skeleton(config, name)
+    model.image_processor, model.text_tokenizer = processor, words
     return model
 
 

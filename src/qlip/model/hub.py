@@ -21,6 +21,9 @@ COMPANIONS = (
 )
 """What a checkpoint may lack: how to prepare pictures, and the text vocabulary."""
 
+EXPORT = "export.json"
+"""What a folder has that holds a tokenizer as programs for other runtimes."""
+
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -57,6 +60,11 @@ def fetch(repo: str, revision: str | None = None) -> Path:
 def no_weights(place: str, files: Iterable[str]) -> InputError:
     """What is wrong with a place that has no `model.safetensors`, by the files that it has."""
     files = sorted(files)
+    if EXPORT in files:
+        return InputError(
+            f"{place} holds an export and no {WEIGHTS}: pass the tokenizer that it was made from, "
+            "or to `qlip tokenize` --engine onnx"
+        )
     if f"{WEIGHTS}.index.json" in files:
         return InputError(f"{place} has its weights in shards: join them into one {WEIGHTS}")
     if pickles := [file for file in files if file.endswith(PICKLES)]:

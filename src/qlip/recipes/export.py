@@ -1,38 +1,88 @@
-"""From a checkpoint of a run to the published layout."""
+"""From a run, or any other tokenizer, to what others read."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from qlip.errors import InputError
-from qlip.model.checkpoint import load_description
+from qlip.integrations.parts import Agreement
+from qlip.model.checkpoint import load, load_description
 from qlip.model.qlip import QLIP
 from qlip.train.checkpoint import best_checkpoint, checkpoint_step, latest_checkpoint, read_tensors
 
+Format = Literal["qlip", "transformers", "onnx", "torch-export"]
 
-def export(
-    run: Path, out: Path, which: Literal["latest", "best"] = "latest", best: str = "psnr"
-) -> tuple[QLIP, int]:
-    """Write the tokenizer of a checkpoint, with its averaged weights if the run has them.
+
+def open_tokenizer(
+    name: str,
+    which: Literal["latest", "best"] = "latest",
+    best: str = "psnr",
+    revision: str | None = None,
+    image_size: int | Sequence[int] | None = None,
+) -> tuple[QLIP, int | None]:
+    """The tokenizer of a run's checkpoint, finished or not, or one that `qlip.load` finds.
 
     Args:
-        run: folder of a run, finished or not, of any number of processes.
-        out: folder that `qlip.load` reads.
-        which: "latest", or "best" by the number `best` of the evaluations.
+        name: folder of a run, of any number of processes, or what `qlip.load` takes.
+        which: of a run the "latest" checkpoint, or the "best" by the number `best` of the evaluations.
         best: name of that number.
+        revision: of a Hugging Face repository.
+        image_size: side, or height and width, of the pictures to work on; None: the tokenizer's own.
 
     Returns:
-        the tokenizer, and the step it is of.
+        the tokenizer, in float32 on the CPU, and of a run the step that it is of.
 
     Raises:
-        InputError: the run has no such checkpoint, or it is damaged.
+        InputError: there is no such tokenizer or checkpoint, or it is damaged.
     """
+    run = Path(name)
+    if not (run / "description").is_dir():
+        if which != "latest":
+            raise InputError(f"--checkpoint {which}: {name!r} is no folder of a training run, leave it out")
+        return load(name, revision=revision, image_size=image_size), None
+    if revision is not None:
+        raise InputError(f"revision={revision!r}: {name!r} is no Hugging Face repository, leave it out")
     checkpoint = latest_checkpoint(run) if which == "latest" else best_checkpoint(run, best)
     if checkpoint is None:
         raise InputError(f"{run} has no checkpoint" + (f" with an evaluation of {best!r}" * (which == "best")))
-    model = load_description(run / "description")
+    model = load_description(run / "description", run.resolve().name, image_size)
     tensors = read_tensors(checkpoint, ("model.", "ema."))
     for kind in ("model.", "ema."):  # averaged weights stand in for those they are the means of
         weights = {name.removeprefix(kind): value for name, value in tensors.items() if name.startswith(kind)}
         model.load_state_dict(weights, strict=kind == "model.", assign=True)
-    model.save(out)
     return model.eval(), checkpoint_step(checkpoint)
+
+
+def export(model: QLIP, out: Path, format: Format = "qlip") -> Agreement | None:
+    """Write a tokenizer for others.
+
+    Args:
+        model: in float32 on the CPU.
+        out: folder, made if need be.
+        format: "qlip": as `qlip.load` reads it; "transformers": as Hugging Face's library reads it without this
+            package; "onnx", "torch-export": as programs.
+
+    Returns:
+        how far programs agree with the model.
+
+    Raises:
+        InputError: a library is missing, or the folder cannot be written.
+    """
+    match format:  # each one's libraries come in with it
+        case "qlip":
+            model.save(out)
+        case "transformers":
+            from qlip.integrations.transformers import export as export_for_transformers
+
+            export_for_transformers(model, out)
+        case "onnx":
+            from qlip.integrations import onnx
+
+            return onnx.export(model, out)
+        case "torch-export":
+            from qlip.integrations import torch_export
+
+            return torch_export.export(model, out)
+        case _:
+            raise InputError(f"format={format!r}: use one of {', '.join(get_args(Format))}")
+    return None
