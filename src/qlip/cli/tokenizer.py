@@ -95,7 +95,7 @@ def tokenize(
     batch_size: int = 64,
     num_workers: Workers = None,
     device: Device = "auto",
-    engine: Literal["local", "ray"] = "local",
+    engine: Literal["local", "onnx", "ray"] = "local",
     strict: Strict = False,
 ) -> int:
     """Turn pictures into tokens and write them as Parquet; a job that was interrupted goes on where it was.
@@ -107,7 +107,8 @@ def tokenize(
         keep: Columns beside key and tokens.
         shard_rows: Pictures that a shard is made from.
         batch_size: Pictures at once.
-        engine: local: this machine, all GPUs under torchrun; ray: a Ray cluster.
+        engine: local: this machine, all GPUs under torchrun; onnx: ONNX Runtime, --model being a folder of
+            `qlip export --format onnx`; ray: a Ray cluster.
     """
     from qlip.jobs.tokens import tokenize as run_tokenize
     from qlip.jobs.tokens_job import Job

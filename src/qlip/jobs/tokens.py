@@ -61,7 +61,7 @@ def tokenize(job: Job, track: Track = iter) -> Tokenized:
     Raises:
         InputError: there is nothing to read, or what is there is of another job; names in what they differ.
     """
-    with processes("cpu" if job.engine == "ray" else job.device) as device:
+    with processes(job.device if job.engine == "local" else "cpu") as device:
         work = on_all_ranks(lambda: Work.open(job, device))
         shards = on_all_ranks(lambda: work.place.shards(work.identity))  # of all, before any writes
         todo = remaining(work.units, shards)
@@ -76,7 +76,7 @@ def tokenize(job: Job, track: Track = iter) -> Tokenized:
             lost = on_all_ranks(lambda: _patiently(lambda: work.tokenize(mine, show)))
         lost = [fault for part in gather_objects(lost) for fault in part]
         made: dict[str, Any] = {}
-        on_first_rank(lambda: made.update(work.finish(lost, device)))
+        on_first_rank(lambda: made.update(work.finish(lost)))
         (made,) = gather_objects(made)[:1]
     failures = [f"{f['key']}: {f['reason']}" for f in (*made["lost"], *made["failures"])]
     files = [

@@ -18,15 +18,13 @@ from torch import Tensor
 from qlip.data.samples import Fault, Joined
 from qlip.data.stream import Stream
 from qlip.data.token_file import KEPT, TokenFormat, write_token_file
-from qlip.environment import environment
 from qlip.errors import InputError
 from qlip.eval.batches import Track
 from qlip.integrations.ray import Item, map_on_ray
+from qlip.jobs.tokens_encoder import Encoder
 from qlip.jobs.tokens_reading import Batch, Lost, Preparer
 from qlip.jobs.tokens_shards import Place, is_file, write_manifest
 from qlip.jobs.tokens_source import Unit, cut, fingerprint, names, open_sources
-from qlip.model.checkpoint import load
-from qlip.model.qlip import QLIP
 from qlip.train.distributed import world_size
 
 
@@ -35,7 +33,7 @@ class Job:
     """Tokenizing some sources. Pickles, for the workers of a cluster.
 
     Attributes:
-        model: as `qlip.load` takes it.
+        model: as `qlip.load` takes it; for "onnx" a folder of `qlip export --format onnx`.
         sources: as `qlip.data.sources` takes them, and picture files.
         out: a `.parquet` file, or a folder of them.
         image_size: side, or height and width, of the pictures; None: the model's own.
@@ -45,7 +43,8 @@ class Job:
         batch_size: pictures at once.
         num_workers: processes that decode, for each that computes; None: as many as it has cores.
         device: where to compute; "auto" takes a GPU if there is one.
-        engine: "local": this process, or those that `torchrun` started; "ray": a Ray cluster.
+        engine: "local": this process, or those that `torchrun` started; "onnx": the same on ONNX Runtime; "ray":
+            a Ray cluster.
 
     Raises:
         InputError: a field is out of range.
@@ -61,7 +60,7 @@ class Job:
     batch_size: int = 64
     num_workers: int | None = None
     device: str = "auto"
-    engine: Literal["local", "ray"] = "local"
+    engine: Literal["local", "onnx", "ray"] = "local"
 
     def __post_init__(self) -> None:
         for name, least in (("shard_rows", 1), ("batch_size", 1), ("num_workers", 0)):
@@ -78,7 +77,7 @@ class Work:
 
     Attributes:
         job: what, and how.
-        model: on this process's device.
+        encoder: on this process's device.
         units: ranges of the source.
         place: of the files.
         rows: samples of a piece.
@@ -87,7 +86,7 @@ class Work:
     """
 
     job: Job
-    model: QLIP
+    encoder: Encoder
     units: list[Unit]
     place: Place
     rows: int
@@ -105,13 +104,15 @@ class Work:
         samples = open_sources(job.sources)
         if one_file and isinstance(samples, Stream):
             raise InputError(f"{job.out}: remote shards make a file each: name a folder, without .parquet")
-        model = load(job.model, device=device, dtype=getattr(torch, job.dtype), image_size=job.image_size)
-        exact = model if job.dtype == "float32" else load(job.model)  # rounded weights have another hash
+        if job.engine == "onnx":
+            encoder = Encoder.with_onnx(job.model, job.device, job.dtype, job.image_size)
+        else:
+            encoder = Encoder.with_torch(job.model, device, job.dtype, job.image_size)
         identity = {
-            "id_hash": exact.id_hash(),
+            "id_hash": encoder.id_hash,
             "dtype": job.dtype,
-            "image_size": list(model.config.size),
-            "processor": model.need_image_processor().to_dict(),
+            "image_size": list(encoder.config.size),
+            "processor": encoder.processor.to_dict(),
             "source": fingerprint(samples),
             "batch_size": job.batch_size,
             "shard_rows": None if one_file else job.shard_rows,
@@ -120,13 +121,13 @@ class Work:
         rows = len(samples) if isinstance(samples, Joined) and one_file else job.shard_rows
         units = cut(samples, rows)
         place = Place(job.out, len(units), isinstance(samples, Stream))
-        return cls(job, model, units, place, rows, identity, tuple(samples.unreadable))
+        return cls(job, encoder, units, place, rows, identity, tuple(samples.unreadable))
 
     @cached_property
     def format(self) -> TokenFormat:
         """Of the files."""
-        config = self.model.config
-        return TokenFormat(self.model.name, self.identity["id_hash"], config.num_bits, config.grid)
+        config = self.encoder.config
+        return TokenFormat(self.encoder.name, self.encoder.id_hash, config.num_bits, config.grid)
 
     def tokenize(self, todo: Sequence[tuple[Unit, int]], track: Track = iter) -> list[Fault]:
         """Write the files of units from the first piece on that each lacks.
@@ -135,7 +136,7 @@ class Work:
             those that could not be read to their end.
         """
         job = self.job
-        preparer = Preparer(self.model.need_image_processor(), job.keep, job.batch_size, self.rows)
+        preparer = Preparer(self.encoder.processor, job.keep, job.batch_size, self.rows)
         num_workers = _num_cores() if job.num_workers is None else job.num_workers
         batches = preparer.batches([unit for unit, _ in todo], [first for _, first in todo], num_workers)
         unwritten: dict[int, list[tuple[Batch, Tensor]]] = {}
@@ -145,7 +146,8 @@ class Work:
                 unwritten.pop(batch.unit, None)
                 lost.append(batch.fault)
                 continue
-            unwritten.setdefault(batch.unit, []).append((batch, self._tokens(batch.pixel_values)))
+            tokens = self.encoder.tokens(batch.pixel_values)
+            unwritten.setdefault(batch.unit, []).append((batch, tokens))
             if batch.ends_piece:
                 self._write(unwritten.pop(batch.unit))
         return lost
@@ -163,21 +165,13 @@ class Work:
         found = track(map_on_ray(worker, items, self.job.num_workers, self.job.device))
         return [Fault(**fault) for faults in found for fault in faults]
 
-    def finish(self, lost: Sequence[Fault], device: torch.device) -> dict[str, Any]:
+    def finish(self, lost: Sequence[Fault]) -> dict[str, Any]:
         """Write the manifest."""
-        used = environment(str(device)) | {name: version(name) for name in ("pillow", "pyarrow")}
-        used |= {"device": str(device), "processes": str(world_size()), "engine": self.job.engine}
+        used = self.encoder.used | {name: version(name) for name in ("pillow", "pyarrow")}
+        used |= {"processes": str(world_size()), "engine": self.job.engine}
         return write_manifest(
             self.place, self.format, self.identity, names(self.job.sources), (*self.unreadable, *lost), used
         )
-
-    @torch.inference_mode()
-    def _tokens(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, H, W) → (B, N) on the CPU."""
-        if not len(pixel_values):
-            return torch.empty(0, self.format.num_tokens, dtype=torch.int64)
-        latents = self.model.encode(pixel_values.to(self.model.device))
-        return self.model.codes_to_tokens(self.model.quantize(latents)).cpu()
 
     def _write(self, parts: Sequence[tuple[Batch, Tensor]]) -> None:
         """The file of a piece."""
