@@ -24,6 +24,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     **FROM_RECIPE,
     "export": training.export,
     "publish": training.publish,
+    "push": training.push,
     "data": data.data,
     "tokens": tokens.tokens,
     "eval": eval.eval,

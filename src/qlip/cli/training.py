@@ -111,6 +111,30 @@ def export(
     return 0
 
 
+def push(
+    model: Annotated[Model, tyro.conf.Positional],
+    repo: Annotated[str, tyro.conf.Positional],
+    /,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str = "",
+) -> int:
+    """Put a checkpoint folder and its model card into a repository of the Hugging Face hub.
+
+    Args:
+        model: A bundled name, or a folder as `qlip publish` makes it.
+        repo: Its name there, owner/name; made if need be.
+        private: Let only its owner see it.
+        revision: Branch to write to, made if need be; the main one by default.
+        message: Of the commit; by default, what is uploaded.
+    """
+    from qlip.jobs.push import push as run_push
+
+    print(run_push(model, repo, private, revision, message))
+    return 0
+
+
 def _parse_recipe(
     command: Callable[..., int], arguments: tuple[str, ...], more: dict[str, tuple[Any, Any, str]]
 ) -> Any:

@@ -1,10 +1,10 @@
-"""A checkpoint's files from the Hugging Face hub, through its own client and cache.
+"""A checkpoint's files from the Hugging Face hub and to it, through its own client and cache.
 
 The client's environment variables hold as everywhere: HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME, HF_TOKEN.
 """
 
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,6 +55,54 @@ def fetch(repo: str, revision: str | None = None) -> Path:
         except RemoteEntryNotFoundError as error:
             raise no_weights(repo, HfApi().list_repo_files(repo, revision=commit)) from error
     return folder
+
+
+def upload(
+    folder: Path, files: Sequence[str], repo: str, private: bool, revision: str | None, message: str
+) -> str:
+    """Put files of a folder into a repository, which is made if need be.
+
+    Args:
+        folder: where they lie.
+        files: their names; what is in the repository besides stays.
+        repo: "owner/name".
+        private: let only its owner see it.
+        revision: branch, made if need be; the main one by default.
+        message: of the commit.
+
+    Returns:
+        the page of the repository.
+
+    Raises:
+        InputError: there is no token, it may not write there, or the hub cannot be reached; or the repository is
+            there already and public, and `private` is asked for.
+    """
+    from huggingface_hub import HfApi, constants, get_token
+
+    hub = constants.ENDPOINT
+    if repo.count("/") != 1:
+        raise InputError(f"{repo!r} is no name for a repository: use owner/name")
+    if not get_token():
+        raise InputError(f"you have no token of {hub}: run `hf auth login`, or set HF_TOKEN")
+    api = HfApi(endpoint=hub)
+    try:
+        api.create_repo(repo, private=private or None, exist_ok=True)
+        if private and not api.repo_info(repo).private:
+            raise InputError(f"{repo} is there already and public: make it private first, or use another name")
+        if revision is not None:
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            allow_patterns=list(files),
+            revision=revision,
+            commit_message=message,
+        )
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(_refusal(error, repo)) from error
+    return f"{hub}/{repo}" + (f"/tree/{revision}" if revision else "")
 
 
 def no_weights(place: str, files: Iterable[str]) -> InputError:
@@ -147,3 +195,25 @@ def _explanation(error: Exception, repo: str, file: str, revision: str | None) -
                 "check the network, or pass a local folder"
             )
     return f"{file} of {repo} cannot be fetched ({reason}): try again, or pass a local folder"
+
+
+def _refusal(error: Exception, repo: str) -> str:
+    """Why the hub did not take an upload."""
+    from huggingface_hub import constants, errors
+
+    hub, reason = constants.ENDPOINT, one_line(error)[:300]
+    match error:
+        case errors.OfflineModeIsEnabled():
+            return f"{repo} cannot be written to in offline mode: unset HF_HUB_OFFLINE"
+        case errors.HFValidationError():
+            return f"{repo!r} is no name for a repository ({reason}): use owner/name"
+        case errors.HfHubHTTPError() if error.response.status_code == 401:
+            return f"{hub} does not know your token ({reason}): run `hf auth login`, or set HF_TOKEN"
+        case errors.HfHubHTTPError() if error.response.status_code in (403, 404):
+            return (
+                f"{hub} does not let you write to {repo} ({reason}): use a token with the right to write, "
+                "or a repository of your own"
+            )
+        case errors.HfHubHTTPError():
+            return f"{hub} does not take {repo} ({reason}): try again"
+    return f"{repo} cannot be uploaded to {hub} ({reason}): check the network, and try again"

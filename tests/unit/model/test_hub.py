@@ -1,5 +1,6 @@
-"""Checkpoints from the hub: the real client against a small server of our own."""
+"""Checkpoints from the hub and to it: the real client against a small server of our own."""
 
+import base64
 import hashlib
 import http.server
 import json
@@ -20,6 +21,7 @@ from huggingface_hub import constants
 
 import qlip
 from qlip.errors import InputError
+from qlip.jobs.push import push
 from qlip.model import QLIP, QLIPConfig
 from qlip.model.hub import fetch
 from qlip.model.image import ImageProcessor
@@ -31,17 +33,22 @@ MAIN, OLD = "a" * 40, "b" * 40
 
 
 class Hub:
-    """A hub on loopback: what of the API the client calls for single files.
+    """A hub on loopback: what of the API the client calls for single files, and for an upload.
 
     Attributes:
         repos: files by repository and commit.
         closed: repositories that answer with an error code and a status.
         log: every request, as "METHOD path".
         broken: whether downloads break off halfway.
+        private: repositories that are.
+        messages: of the commits.
+        large: bytes from which on a file goes to the large file store, by its sum.
+        stored: what is there.
     """
 
     def __init__(self):
         self.repos, self.closed, self.log, self.broken = {}, {}, [], False
+        self.private, self.messages, self.large, self.stored = set(), [], 10_000, {}
         self.branches = {"main": MAIN, "v1": OLD}
         hub = self
 
@@ -52,13 +59,30 @@ class Hub:
             def do_GET(self):
                 self.answer(*hub.answer(self.path))
 
+            def do_POST(self):
+                self.answer(*hub.take(self.path, self.headers.get("Authorization"), self.body()))
+
+            def do_PUT(self):
+                hub.stored[self.path.split("/")[-1]] = self.body()
+                self.answer(200, {}, b"")
+
+            def body(self):
+                if "Content-Length" in self.headers:
+                    return self.rfile.read(int(self.headers["Content-Length"]))
+                chunks = []
+                while size := int(self.rfile.readline(), 16):
+                    chunks.append(self.rfile.read(size))
+                    self.rfile.readline()
+                self.rfile.readline()
+                return b"".join(chunks)
+
             def answer(self, status, headers, body):
                 hub.log.append(f"{self.command} {self.path}")
                 self.send_response(status)
                 for name, value in ({"Content-Length": len(body)} | headers).items():
                     self.send_header(name, str(value))
                 self.end_headers()
-                if self.command == "GET":
+                if self.command != "HEAD":
                     self.wfile.write(body[: len(body) // 2] if hub.broken else body)
 
             def log_message(self, *args):
@@ -75,7 +99,7 @@ class Hub:
     def answer(self, path):
         parts = path.split("?")[0].strip("/").split("/")
         api = parts[:2] == ["api", "models"]
-        owner, name, kind, revision, *rest = parts[2:] if api else parts
+        owner, name, kind, revision, *rest = (*parts[2:], "revision", "main")[:4] if api else parts
         repo, commit = f"{owner}/{name}", self.branches.get(revision, revision)
         if repo in self.closed:
             return self.error(*self.closed[repo])
@@ -88,15 +112,63 @@ class Hub:
             listing = [{"type": "file", "path": k, "size": len(v), "oid": etag(v)} for k, v in files.items()]
             return 200, {"Content-Type": "application/json"}, json.dumps(listing).encode()
         if api and kind == "revision":
-            return 200, {"Content-Type": "application/json"}, json.dumps({"id": repo, "sha": commit}).encode()
+            info = {"id": repo, "sha": commit, "private": repo in self.private}
+            return 200, {"Content-Type": "application/json"}, json.dumps(info).encode()
         if "/".join(rest) not in files:
             return self.error(404, "EntryNotFound", {"X-Repo-Commit": commit})
         body = files["/".join(rest)]
         return 200, {"ETag": f'"{etag(body)}"', "X-Repo-Commit": commit, "Accept-Ranges": "none"}, body
 
+    def take(self, path, authorization, body):
+        """Answer what asks for the right to write."""
+        if authorization != "Bearer writer":
+            return self.error(*((403, "Forbidden") if authorization == "Bearer reader" else (401, "Unauthorized")))
+        parts = path.split("?")[0].strip("/").split("/")
+        if path == "/api/validate-yaml":
+            return self.json({"warnings": [], "errors": []})
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            repo = f"{asked['organization']}/{asked['name']}"
+            status = 409 if repo in self.repos else 200
+            if status == 200:
+                self.repos[repo] = {MAIN: {}}
+                self.private |= {repo} if asked.get("visibility") == "private" else set()
+            return self.json({"url": f"{self.url}/{repo}"}, status)
+        if parts[-1] == "batch":
+            sums = [(thing["oid"], thing["size"]) for thing in json.loads(body)["objects"]]
+            href = f"{self.url}/store/"
+            actions = [{"oid": s, "size": n, "actions": {"upload": {"href": href + s}}} for s, n in sums]
+            return self.json({"transfer": "basic", "objects": actions})
+        repo, kind, branch = "/".join(parts[2:4]), parts[4], parts[5]
+        if kind == "branch":
+            known = branch in self.branches
+            self.branches.setdefault(branch, self.branches["main"])
+            return self.error(409, "Conflict") if known else self.json({})
+        files = self.repos[repo][self.branches[branch]]
+        if kind == "preupload":
+            modes = {f["path"]: "lfs" if f["size"] >= self.large else "regular" for f in json.loads(body)["files"]}
+            return self.json(
+                {"files": [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes.items()]}
+            )
+        lines = [json.loads(line) for line in body.splitlines()]
+        new = {f["path"]: base64.b64decode(f["content"]) for f in values(lines, "file")}
+        new |= {f["path"]: self.stored[f["oid"]] for f in values(lines, "lfsFile")}
+        self.messages += [header["summary"] for header in values(lines, "header")]
+        commit = etag(body)
+        self.repos[repo][commit], self.branches[branch] = files | new, commit
+        return self.json({"commitUrl": f"{self.url}/{repo}/commit/{commit}", "commitOid": commit})
+
+    @staticmethod
+    def json(value, status=200):
+        return status, {"Content-Type": "application/json"}, json.dumps(value).encode()
+
     @staticmethod
     def error(status, code, headers=None):
         return status, {"X-Error-Code": code, "X-Error-Message": code} | (headers or {}), b""
+
+
+def values(lines, key):
+    return [line["value"] for line in lines if line["key"] == key]
 
 
 def etag(body):
@@ -337,3 +409,111 @@ def test_the_published_b8_is_mended_from_the_hub_too(hub, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "qlip"):
         assert qlip.load("nvidia/QLIP-B-8-256").image_processor == ImageProcessor(resize=256, crop=256)
     assert sum(record.name == "qlip" for record in caplog.records) == 1
+
+
+# To the hub
+
+
+@pytest.fixture
+def writer(hub, monkeypatch):
+    """The hub, for somebody who may write; without hf_xet, whose servers are others."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", "writer")
+    return hub
+
+
+@pytest.fixture
+def published(checkpoint, tmp_path):
+    """A folder as `qlip publish` makes it, with something private in it."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    papers = {name: b"{}" for name in ("results.json", "recipe.json")} | {"README.md": b"# Ours"}
+    for name, body in (checkpoint | papers | {"notes.txt": b"for me", "old.safetensors": b"0"}).items():
+        (folder / name).write_bytes(body)
+    return folder
+
+
+def refused(*args, **kwargs):
+    with pytest.raises(InputError) as raised:
+        push(*args, **kwargs)
+    text = str(raised.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("large", [10_000, 10**9], ids=["large files apart", "all in the commit"])
+def test_what_is_pushed_loads_with_the_same_ids(writer, published, checkpoint, large):
+    writer.large = large
+    assert push(str(published), "us/mine") == f"{writer.url}/us/mine"
+    own = qlip.load(published)
+    pushed = qlip.load("us/mine")
+    assert pushed.id_hash() == own.id_hash()
+    pixels = torch.rand(2, 3, 32, 32)
+    assert pushed.tokenize(pixels).equal(own.tokenize(pixels))
+    files = writer.repos["us/mine"][writer.branches["main"]]
+    assert files.keys() == checkpoint.keys() | {"README.md", "results.json", "recipe.json"}
+    assert files["README.md"] == b"# Ours" and writer.messages == ["Upload published"]
+    assert bool(writer.stored) == (large < 10**9) and "us/mine" not in writer.private
+
+
+def test_the_client_with_xet_pushes_small_files_too(writer, published, monkeypatch):
+    """With hf_xet it takes another way through its code; only large files go to Xet's servers."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    writer.large = 10**9
+    push(str(published), "us/mine")
+    assert qlip.load("us/mine").id_hash() == qlip.load(published).id_hash() and len(writer.messages) == 1
+
+
+def test_a_second_push_and_a_branch(writer, published):
+    push(str(published), "us/mine", private=True)
+    assert "us/mine" in writer.private
+    (published / "README.md").write_text("# Better")
+    url = push(str(published), "us/mine", revision="v2", message="Mend the card")
+    assert url == f"{writer.url}/us/mine/tree/v2" and writer.messages[-1] == "Mend the card"
+    repo = writer.repos["us/mine"]
+    assert repo[writer.branches["v2"]]["README.md"] == b"# Better"
+    assert repo[writer.branches["main"]]["README.md"] == b"# Ours"
+    push(str(published), "us/mine", private=True)
+    assert qlip.load("us/mine", revision="v2").id_hash() == qlip.load(published).id_hash()
+
+
+def test_a_public_repository_does_not_become_private_unseen(writer, published):
+    push(str(published), "us/mine")
+    assert refused(str(published), "us/mine", private=True).startswith("us/mine is there already and public")
+    assert len(writer.messages) == 1
+
+
+def test_what_is_no_published_tokenizer_is_not_pushed(writer, published):
+    (published / "README.md").unlink()
+    assert "has no model card (README.md): `qlip publish` makes" in refused(str(published), "us/mine")
+    (published / "model.safetensors").write_bytes(b"half")
+    assert "not a whole safetensors file" in refused(str(published), "us/mine")
+    text = refused("nowhere", "us/mine")
+    assert text == "'nowhere' is not here: push a folder, or a bundled tokenizer (qlip-tiny)"
+    assert "us/mine" not in writer.repos
+
+
+def test_who_may_not_write(writer, published, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "reader")
+    text = refused(str(published), "us/mine")
+    assert text.startswith(f"{writer.url} does not let you write to us/mine (") and "403" in text
+    monkeypatch.setenv("HF_TOKEN", "forged")
+    assert refused(str(published), "us/mine").startswith(f"{writer.url} does not know your token (")
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "nowhere")
+    text = refused(str(published), "us/mine")
+    assert text == f"you have no token of {writer.url}: run `hf auth login`, or set HF_TOKEN"
+
+
+def test_a_name_that_is_none(writer, published):
+    assert refused(str(published), "mine") == "'mine' is no name for a repository: use owner/name"
+    assert refused(str(published), "us/mi ne").startswith("'us/mi ne' is no name for a repository (")
+
+
+def test_pushing_without_a_hub(writer, published, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "in offline mode: unset HF_HUB_OFFLINE" in refused(str(published), "us/mine")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    writer.stop()
+    text = refused(str(published), "us/mine")
+    assert text.startswith(f"us/mine cannot be uploaded to {writer.url} (") and "check the network" in text
