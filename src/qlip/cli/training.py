@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from qlip.cli.options import CONFIG, ImageSize, Model, print_json, say, track
+from qlip.cli.options import CONFIG, ImageSize, print_json, say, track
 from qlip.errors import InputError
 
 
@@ -79,7 +79,7 @@ def publish(
 
 
 def export(
-    model: Annotated[Model, tyro.conf.Positional],
+    model: Annotated[str, tyro.conf.Positional],
     /,
     *,
     out: Path,
@@ -92,7 +92,7 @@ def export(
     """Write a tokenizer, or that of a run's checkpoint, finished or not, for others to read.
 
     Args:
-        model: Folder of `qlip train`, or any tokenizer.
+        model: Folder of `qlip train`, or a tokenizer: a bundled name, a folder, a hub id.
         out: The new folder.
         format: qlip: as `qlip.load` reads it; transformers: as Hugging Face's library reads it without this
             package; onnx, torch-export: as programs, see docs/export.md.
@@ -112,7 +112,7 @@ def export(
 
 
 def push(
-    model: Annotated[Model, tyro.conf.Positional],
+    model: Annotated[str, tyro.conf.Positional],
     repo: Annotated[str, tyro.conf.Positional],
     /,
     *,
