@@ -48,12 +48,21 @@ class Rotary(nn.Module):
             theta: base of the frequencies.
         """
         super().__init__()
-        dim = head_dim // positions.shape[-1]
-        frequencies = theta ** (-torch.arange(0, dim, 2, device="cpu").float() / dim)
-        angles = (positions[..., None] * frequencies).repeat_interleave(2, dim=-1).flatten(1)
+        self.positions, self.head_dim, self.theta = positions, head_dim, theta
         # Not persistent: checkpoints may hold these once a tower, once a layer or not at all.
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
+        for name, table in zip(("cos", "sin"), self._compute(), strict=True):
+            self.register_buffer(name, table, persistent=False)
+
+    def _compute(self) -> Tables:
+        dim = self.head_dim // self.positions.shape[-1]
+        frequencies = self.theta ** (-torch.arange(0, dim, 2, device="cpu").float() / dim)
+        angles = (self.positions[..., None] * frequencies).repeat_interleave(2, dim=-1).flatten(1)
+        return angles.cos(), angles.sin()
+
+    def refill(self) -> None:
+        """Compute the tables again, in place: for who materialised a model from the meta device."""
+        for table, values in zip(self.tables, self._compute(), strict=True):
+            table.copy_(values)
 
     def _apply(self, fn, recurse=True):
         """Let the tables follow to a device, but stay float32 when the model is cast, as when it is loaded so."""
@@ -95,7 +104,7 @@ class GridRotary(Rotary):
         """Compute the tables of a grid."""
         rows, columns = (torch.arange(length, device="cpu").float() / length * 16 for length in grid)
         super().__init__(torch.cartesian_prod(rows, columns), head_dim)
-        self.head_dim, self.grid = head_dim, grid
+        self.grid = grid
 
     def at(self, grid: Grid) -> "GridRotary":
         """The same over another grid."""
@@ -220,12 +229,21 @@ class Blocks(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
 
     def forward(
-        self, x: Tensor, rotary: Tables | None = None, mask: Tensor | None = None, is_causal: bool = False
+        self,
+        x: Tensor,
+        rotary: Tables | None = None,
+        mask: Tensor | None = None,
+        is_causal: bool = False,
+        states: list[Tensor] | None = None,
     ) -> Tensor:
-        """(B, T, D) → (B, T, D), before any final norm."""
+        """(B, T, D) → (B, T, D), before any final norm; `states` takes it as it is before and after each block."""
+        if states is not None:
+            states.append(x)
         for layer in self.layers:
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(layer, x, rotary, mask, is_causal, use_reentrant=False)
             else:
                 x = layer(x, rotary, mask, is_causal)
+            if states is not None:
+                states.append(x)
         return x

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import qlip.bits
+from qlip.bits import codes_to_tokens, sub_tokens_to_tokens, tokens_to_codes, tokens_to_sub_tokens
 from qlip.errors import InputError
 from qlip.model.config import Grid, QLIPConfig
 from qlip.model.image import ImageProcessor, as_images
@@ -100,14 +100,7 @@ class QLIP(nn.Module):
         """Initialise at random, as CLIP does: matrices by their fan-in, residual outputs by depth too."""
         factor = self.config.initializer_factor
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.normal_(module.weight, std=factor * module.weight[0].numel() ** -0.5)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02 * factor)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
+            reset_layer(module, factor)
         for tower in (self.vision_model, self.vision_decoder, self.text_model):
             layers = tower.encoder.layers
             for name, weight in layers.named_parameters():
@@ -199,11 +192,11 @@ class QLIP(nn.Module):
 
     def compress(self, features: Tensor) -> Tensor:
         """Patch features Z (B, N, D) → latents (B, N, L), unit vectors, by the down MLP."""
-        return to_sphere(self.vision_model.quant_embed(features))
+        return self.vision_model.compress(features)
 
     def expand(self, codes: Tensor) -> Tensor:
         """Codes (B, N, L) → quantized features Ẑ (B, N, D'), by the up MLP."""
-        return self.vision_model.quant_embed_post(codes.to(self.dtype))
+        return self.vision_model.expand(codes.to(self.dtype))
 
     def similarity(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
         """(B, P) and (T, P) unit vectors → logits_per_image (B, T), in float32 under autocast too."""
@@ -224,19 +217,19 @@ class QLIP(nn.Module):
 
     def codes_to_tokens(self, codes: Tensor) -> Tensor:
         """Codes (B, N, L) → tokens (B, N) int64 in [0, 2^L)."""
-        return qlip.bits.codes_to_tokens(codes)
+        return codes_to_tokens(codes)
 
     def tokens_to_codes(self, tokens: Tensor) -> Tensor:
         """Tokens (B, N) → codes (B, N, L) of ±1/√L, in the model's dtype."""
-        return qlip.bits.tokens_to_codes(tokens, self.config.num_bits, self.dtype)
+        return tokens_to_codes(tokens, self.config.num_bits, self.dtype)
 
     def tokens_to_sub_tokens(self, tokens: Tensor, bits: int) -> Tensor:
         """Tokens (B, N) → (B, N, L/bits) in [0, 2^bits), most significant first."""
-        return qlip.bits.tokens_to_sub_tokens(tokens, self.config.num_bits, bits)
+        return tokens_to_sub_tokens(tokens, self.config.num_bits, bits)
 
     def sub_tokens_to_tokens(self, sub_tokens: Tensor, bits: int) -> Tensor:
         """Sub-tokens (B, N, L/bits) → tokens (B, N)."""
-        return qlip.bits.sub_tokens_to_tokens(sub_tokens, self.config.num_bits, bits)
+        return sub_tokens_to_tokens(sub_tokens, self.config.num_bits, bits)
 
     # On pictures
 
@@ -364,6 +357,18 @@ class QLIP(nn.Module):
             digest.update(name.encode())
             digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def reset_layer(module: nn.Module, factor: float) -> None:
+    """Initialise a matrix, an embedding or a norm at random; other modules stay."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.normal_(module.weight, std=factor * module.weight[0].numel() ** -0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02 * factor)
+    elif isinstance(module, nn.LayerNorm):
+        module.reset_parameters()
 
 
 def _batched(items: Iterable, size: int) -> Iterator[list]:

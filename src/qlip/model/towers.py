@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qlip.model.config import Grid, ImageTowerConfig, QLIPConfig, TextConfig
-from qlip.model.layers import Blocks, GridRotary, Rotary, resize_positions
+from qlip.model.layers import Blocks, GridRotary, Rotary, resize_positions, to_sphere
 from qlip.model.quantizer import QuantizerMLP
 
 
@@ -49,10 +49,21 @@ class VisionEncoder(nn.Module):
         self.quant_embed = QuantizerMLP(dim, dim, num_bits, vision.hidden_act)
         self.quant_embed_post = QuantizerMLP(num_bits, post_dim, post_dim, vision.hidden_act)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised → (B, 1 + N, D), CLS first, before any final norm."""
+    def forward(self, pixel_values: Tensor, states: list[Tensor] | None = None) -> Tensor:
+        """(B, 3, H, W) normalised → (B, 1 + N, D), CLS first, before any final norm.
+
+        `states` takes the embeddings and what each block makes of them, all of that shape.
+        """
         rotary = self.rope and self.rope.at(self.grid_of(*pixel_values.shape[2:])).tables
-        return self.encoder(self.embeddings(pixel_values), rotary)
+        return self.encoder(self.embeddings(pixel_values), rotary, states=states)
+
+    def compress(self, features: Tensor) -> Tensor:
+        """Patch features Z (B, N, D) → latents (B, N, L), unit vectors, by the down MLP."""
+        return to_sphere(self.quant_embed(features))
+
+    def expand(self, codes: Tensor) -> Tensor:
+        """Codes (B, N, L) → quantized features Ẑ (B, N, D'), by the up MLP."""
+        return self.quant_embed_post(codes)
 
 
 class Decoder(nn.Module):
