@@ -1,0 +1,54 @@
+"""QLIP for Hugging Face transformers (extra `transformers`).
+
+    from qlip.integrations.transformers import QLIPImageProcessor, QLIPModel, QLIPVisionModel
+
+Importing this registers them with `AutoConfig`, `AutoModel` and `AutoImageProcessor` under the model types `qlip`
+and `qlip_vision_model`; `clip` stays CLIP's.
+
+Raises:
+    InputError: transformers is missing, or of another major version than 5.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from qlip.errors import InputError
+
+_REMEDY = "pip install 'open-qlip[transformers]'"
+
+
+def _check_version() -> None:
+    try:
+        installed = version("transformers")
+    except PackageNotFoundError as error:
+        raise InputError(f"qlip.integrations.transformers needs the library `transformers`: {_REMEDY}") from error
+    if installed.split(".")[0] != "5":
+        raise InputError(f"transformers {installed} is installed, this works with 5.x: {_REMEDY}")
+
+
+_check_version()
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel  # noqa: E402
+
+from qlip.integrations.transformers.configuration import (  # noqa: E402
+    QLIPConfig,
+    QLIPDecoderConfig,
+    QLIPTextConfig,
+    QLIPVisionConfig,
+)
+from qlip.integrations.transformers.image_processing import QLIPImageProcessor  # noqa: E402
+from qlip.integrations.transformers.modeling import QLIPModel, QLIPVisionModel  # noqa: E402
+
+__all__ = [
+    "QLIPConfig",
+    "QLIPDecoderConfig",
+    "QLIPImageProcessor",
+    "QLIPModel",
+    "QLIPTextConfig",
+    "QLIPVisionConfig",
+    "QLIPVisionModel",
+]
+
+for _config, _model in ((QLIPConfig, QLIPModel), (QLIPVisionConfig, QLIPVisionModel)):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _model, exist_ok=True)
+    AutoImageProcessor.register(_config, slow_image_processor_class=QLIPImageProcessor, exist_ok=True)

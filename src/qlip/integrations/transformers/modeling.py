@@ -1,0 +1,253 @@
+"""QLIP as models of transformers: its loading, saving and outputs around the modules of `qlip.model`.
+
+Weights have the names of the published checkpoints, `vision_model.…` in both models.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.clip.modeling_clip import CLIPOutput
+from transformers.utils import can_return_tuple
+
+from qlip.errors import InputError
+from qlip.integrations.transformers.configuration import QLIPConfig, QLIPVisionConfig
+from qlip.model.config import Grid
+from qlip.model.layers import Blocks, Rotary
+from qlip.model.qlip import QLIP, reset_layer
+from qlip.model.quantizer import quantize
+from qlip.model.towers import Decoder, VisionEmbeddings, VisionEncoder
+
+# Tables that some checkpoints hold and every model computes for itself; see `qlip.model.checkpoint`.
+TABLES = r"(^|\.)(rope\.freqs_(cos|sin)|position_ids|attn_mask)$"
+
+
+class VisionTransformer(VisionEncoder):
+    """The vision encoder, answering as CLIP's in transformers does."""
+
+    def __init__(self, config: QLIPVisionConfig):
+        super().__init__(config.tokenizer_config())
+        self.config = config
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | int | list[int] | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Encode pictures.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalised, of any size in whole patches.
+            output_hidden_states: whether to give them; the config's by default. transformers' LLaVA passes which
+                layers it wants: it gets all.
+            kwargs: `return_dict`, and what other vision models take.
+
+        Returns:
+            last_hidden_state: (B, 1 + N, D), what the last block gives, before any norm, CLS first.
+            pooler_output: (B, D), its CLS after `post_layernorm`.
+            hidden_states: if asked for, (B, 1 + N, D) each: the embeddings and what each block gives.
+
+        Raises:
+            InputError: H or W is no multiple of the patch size, or attentions are asked for.
+        """
+        if kwargs.get("output_attentions", self.config.output_attentions):
+            raise InputError("output_attentions: SDPA gives no attention weights, leave it out")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        states: list[Tensor] | None = None if output_hidden_states is False else []
+        dtype = self.embeddings.patch_embedding.weight.dtype
+        last = super().forward(pixel_values.to(dtype), states)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=last,
+            pooler_output=self.post_layernorm(last[:, 0]),
+            hidden_states=None if states is None else tuple(states),
+        )
+
+
+class QLIPPreTrainedModel(PreTrainedModel):
+    """What both models share."""
+
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["Block", "VisionEmbeddings", "TextEmbeddings", "Decoder"]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [TABLES]  # noqa: RUF012
+    vision_model: VisionTransformer
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        if config._attn_implementation != "sdpa":
+            raise InputError(
+                f"attn_implementation={config._attn_implementation!r}: QLIP computes attention by 'sdpa' alone; "
+                "a model around it can have another for its language model, "
+                "{'text_config': …, 'vision_config': 'sdpa'}"
+            )
+
+    def _init_weights(self, module: nn.Module) -> None:
+        factor = getattr(self.config, "initializer_factor", 1.0)
+        reset_layer(module, factor)
+        if isinstance(module, Rotary):
+            module.refill()  # transformers leaves buffers that are in no checkpoint uninitialised
+        elif isinstance(module, VisionEmbeddings):
+            nn.init.normal_(module.class_embedding, std=0.02 * factor)
+        elif isinstance(module, Decoder):
+            nn.init.normal_(module.position_embeddings, std=0.02 * factor)
+        elif isinstance(module, QLIPModel):
+            nn.init.constant_(module.qlip.logit_scale, self.config.logit_scale_init_value)
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether all blocks recompute in the backward pass; what `gradient_checkpointing_enable()` sets."""
+        return all(blocks.recompute for blocks in self._blocks())
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, value: bool) -> None:
+        for blocks in self._blocks():
+            blocks.recompute = value
+
+    def _blocks(self) -> list[Blocks]:
+        return [module for module in self.modules() if isinstance(module, Blocks)]
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The patch embedding."""
+        return self.vision_model.embeddings.patch_embedding
+
+
+class QLIPVisionModel(QLIPPreTrainedModel):
+    """The vision encoder alone, in the place of `CLIPVisionModel`.
+
+    It loads from a checkpoint of the whole tokenizer too. With `config.quantized_features` it gives what comes out
+    of the quantizer.
+    """
+
+    config_class = QLIPVisionConfig
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
+        TABLES,
+        r"^(text_model|vision_decoder|text_projection|visual_projection)\.",
+        r"^logit_scale$",
+    ]
+
+    def __init__(self, config: QLIPVisionConfig):
+        super().__init__(config)
+        if config.quantized_features and config.hidden_size_post_q != config.hidden_size:
+            raise InputError(
+                f"quantized_features: the quantizer gives {config.hidden_size_post_q} dimensions and the encoder "
+                f"{config.hidden_size}, so they cannot be layers of one model: leave it out"
+            )
+        self.vision_model = VisionTransformer(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: Tensor, output_hidden_states: bool | int | list[int] | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """As `VisionTransformer.forward`; with `config.quantized_features` one layer more."""
+        output = self.vision_model(pixel_values, output_hidden_states, **kwargs)
+        if self.config.quantized_features:
+            last, encoder = output.last_hidden_state, self.vision_model
+            patches = encoder.expand(quantize(encoder.compress(last[:, 1:])).to(last.dtype))
+            output.last_hidden_state = torch.cat((last[:, :1], patches), dim=1)
+            if output.hidden_states is not None:
+                output.hidden_states = (*output.hidden_states, output.last_hidden_state)
+        return output
+
+
+class _Tokenizer(QLIP):
+    """The tokenizer whose vision encoder answers as CLIP's does."""
+
+    def __init__(self, config: QLIPConfig):
+        super().__init__(config.tokenizer_config())
+        self.vision_model = VisionTransformer(config.vision_config)
+
+    def hidden_states(self, pixel_values: Tensor) -> Tensor:
+        self.grid_of(pixel_values)
+        return self.vision_model(pixel_values, output_hidden_states=False).last_hidden_state
+
+
+class QLIPModel(QLIPPreTrainedModel):
+    """The whole tokenizer, in the place of `CLIPModel`: images and texts to embeddings, images to codes and back.
+
+    Attributes:
+        qlip: the same weights as a `qlip.QLIP`, with all that it can do.
+    """
+
+    config_class = QLIPConfig
+    qlip: QLIP
+
+    def __init__(self, config: QLIPConfig):
+        super().__init__(config)
+        qlip = _Tokenizer(config)
+        # One set of weights with two faces: whoever replaces a parameter or a module of one replaces the other's.
+        self._modules, self._parameters = qlip._modules, qlip._parameters
+        self.__dict__["qlip"] = qlip  # no module of this one, or its weights would have two names
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> CLIPOutput:
+        """Embed images, texts or both, and compare them.
+
+        Args:
+            input_ids: (T, S) text token ids.
+            pixel_values: (B, 3, H, W) normalised.
+            attention_mask: (T, S) with 1 for real tokens.
+
+        Returns:
+            image_embeds (B, P) and text_embeds (T, P), unit vectors; logits_per_image (B, T) and logits_per_text
+            (T, B). None where their input is not given.
+        """
+        output = CLIPOutput()
+        if pixel_values is not None:
+            vision = self.vision_model(pixel_values)
+            output.vision_model_output = vision
+            output.image_embeds = self.qlip.project(vision.last_hidden_state[:, 0])
+        if input_ids is not None:
+            output.text_embeds = self.qlip.encode_text(input_ids, attention_mask)
+        if output.image_embeds is not None and output.text_embeds is not None:
+            output.logits_per_image = self.qlip.similarity(output.image_embeds, output.text_embeds)
+            output.logits_per_text = output.logits_per_image.T
+        return output
+
+    @can_return_tuple
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """As `VisionTransformer.forward`, but pooler_output is (B, P), projected and not normalised."""
+        output = self.vision_model(pixel_values, **kwargs)
+        output.pooler_output = self.qlip.visual_projection(output.pooler_output)
+        return output
+
+    @can_return_tuple
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> BaseModelOutputWithPooling:
+        """pooler_output: (T, P), projected and not normalised."""
+        pooled = self.qlip.text_model(input_ids, attention_mask)
+        return BaseModelOutputWithPooling(pooler_output=self.qlip.text_projection(pooled))
+
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised → latents (B, N, L), unit vectors."""
+        return self.qlip.encode(pixel_values)
+
+    def quantize(self, latents: Tensor) -> Tensor:
+        """Latents (B, N, L) → codes (B, N, L) of ±1/√L, straight-through."""
+        return self.qlip.quantize(latents)
+
+    def decode(self, codes: Tensor, grid: Grid | None = None) -> Tensor:
+        """Codes (B, N, L) of a grid, the config's by default → (B, 3, H, W) in normalised pixel space."""
+        return self.qlip.decode(codes, grid)
+
+    def codes_to_tokens(self, codes: Tensor) -> Tensor:
+        """Codes (B, N, L) → tokens (B, N) int64 in [0, 2^L)."""
+        return self.qlip.codes_to_tokens(codes)
+
+    def tokens_to_codes(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, N) → codes (B, N, L) of ±1/√L, in the model's dtype."""
+        return self.qlip.tokens_to_codes(tokens)
