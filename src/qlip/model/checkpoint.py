@@ -12,7 +12,6 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -31,7 +30,7 @@ from qlip.model.text import TextTokenizer
 
 logger = logging.getLogger("qlip")
 
-BUNDLED = Path(str(files("qlip"))) / "models"
+BUNDLED = Path(__file__).parents[1] / "models"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # Tables that every model computes for itself, no weights: rotary ones, once a tower or once a layer; CLIP's.

@@ -29,14 +29,16 @@ _check_version()
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel  # noqa: E402
 
-from qlip.integrations.transformers.configuration import (  # noqa: E402
+from qlip.integrations.transformers.export import export  # noqa: E402
+from qlip.integrations.transformers.modeling import (  # noqa: E402
     QLIPConfig,
     QLIPDecoderConfig,
+    QLIPImageProcessor,
+    QLIPModel,
     QLIPTextConfig,
     QLIPVisionConfig,
+    QLIPVisionModel,
 )
-from qlip.integrations.transformers.image_processing import QLIPImageProcessor  # noqa: E402
-from qlip.integrations.transformers.modeling import QLIPModel, QLIPVisionModel  # noqa: E402
 
 __all__ = [
     "QLIPConfig",
@@ -46,6 +48,7 @@ __all__ = [
     "QLIPTextConfig",
     "QLIPVisionConfig",
     "QLIPVisionModel",
+    "export",
 ]
 
 for _config, _model in ((QLIPConfig, QLIPModel), (QLIPVisionConfig, QLIPVisionModel)):

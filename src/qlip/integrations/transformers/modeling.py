@@ -1,27 +1,154 @@
-"""QLIP as models of transformers: its loading, saving and outputs around the modules of `qlip.model`.
+"""QLIP as configurations, models and an image processor of transformers, around the modules of `qlip.model`.
 
-Weights have the names of the published checkpoints, `vision_model.…` in both models.
+Configurations have the words, weights the names of the published checkpoints, `vision_model.…` in both models.
+`export` copies this file beside the weights, for who has not open-qlip.
 """
 
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import BatchFeature, PreTrainedConfig, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.utils import can_return_tuple
 
 from qlip.errors import InputError
-from qlip.integrations.transformers.configuration import QLIPConfig, QLIPVisionConfig
-from qlip.model.config import Grid
+from qlip.model.checkpoint import DERIVED
+from qlip.model.config import Grid, ImageTowerConfig, QuantizerConfig, TextConfig
+from qlip.model.config import QLIPConfig as TokenizerConfig
+from qlip.model.image import ImageProcessor, as_images
 from qlip.model.layers import Blocks, Rotary
 from qlip.model.qlip import QLIP, reset_layer
 from qlip.model.quantizer import quantize
 from qlip.model.towers import Decoder, VisionEmbeddings, VisionEncoder
 
-# Tables that some checkpoints hold and every model computes for itself; see `qlip.model.checkpoint`.
-TABLES = r"(^|\.)(rope\.freqs_(cos|sin)|position_ids|attn_mask)$"
+SECTIONS = ("vision_config", "text_config", "decoder_config")
+NO_WEIGHTS = rf"^{DERIVED.pattern}$"
+
+
+class QLIPVisionConfig(PreTrainedConfig):
+    """The vision encoder with the quantizer's MLPs, `vision_config` in the published file.
+
+    Attributes:
+        hidden_size, image_size, patch_size, …: as in `qlip.model.config.ImageTowerConfig`.
+        quantizer_cfg: as in `qlip.model.config.QuantizerConfig`.
+        hidden_size_post_q: width of what the up MLP gives; the encoder's by default.
+        quantized_features: the vision model's last hidden state is what comes out of the quantizer: what the up
+            MLP makes of the patches' codes, after the CLS of the last block. `hidden_states` has it as one more
+            entry, so that -1 is after the quantizer and -2 the last block.
+    """
+
+    model_type = "qlip_vision_model"
+    base_config_key = "vision_config"
+
+    def __init__(
+        self,
+        quantizer_cfg: dict[str, Any] | None = None,
+        hidden_size_post_q: int | None = None,
+        quantized_features: bool = False,
+        **kwargs: Any,
+    ):
+        others = _take(self, asdict(ImageTowerConfig()), kwargs)
+        self.quantizer_cfg = asdict(QuantizerConfig()) | (quantizer_cfg or {})
+        self.hidden_size_post_q = hidden_size_post_q or self.hidden_size
+        self.quantized_features = quantized_features
+        super().__init__(**others)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
+        """Read a `config.json`, of a published checkpoint too."""
+        config, others = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return _as_ours(config, pretrained_model_name_or_path), others
+
+    def tokenizer_config(self) -> TokenizerConfig:
+        """A tokenizer of this vision encoder and any decoder and text encoder.
+
+        Raises:
+            InputError: it cannot be built.
+        """
+        decoder = {key: getattr(self, key) for key in ("image_size", "patch_size")}
+        decoder |= {"hidden_size": self.hidden_size_post_q, "num_attention_heads": 1}
+        vision = self.to_dict()
+        return TokenizerConfig.from_dict({"vision_config": vision, "decoder_config": decoder, "text_config": {}})
+
+
+class QLIPTextConfig(PreTrainedConfig):
+    """The text encoder, `text_config` in the published file; see `qlip.model.config.TextConfig`."""
+
+    model_type = "qlip_text_model"
+    base_config_key = "text_config"
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**_take(self, asdict(TextConfig()), kwargs))
+
+
+class QLIPDecoderConfig(PreTrainedConfig):
+    """The decoder, `decoder_config` in the published file; see `qlip.model.config.ImageTowerConfig`."""
+
+    model_type = "qlip_decoder_model"
+    base_config_key = "decoder_config"
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**_take(self, asdict(ImageTowerConfig()), kwargs))
+
+
+class QLIPConfig(PreTrainedConfig):
+    """The whole tokenizer; see `qlip.model.config.QLIPConfig`.
+
+    Attributes:
+        vision_config, text_config, decoder_config: of the three towers.
+        projection_dim, vision_projection_bias, …: as in `qlip.model.config.QLIPConfig`.
+    """
+
+    model_type = "qlip"
+    sub_configs: ClassVar = dict(zip(SECTIONS, (QLIPVisionConfig, QLIPTextConfig, QLIPDecoderConfig), strict=True))
+
+    def __init__(self, **kwargs: Any):
+        for section, kind in self.sub_configs.items():
+            given = kwargs.pop(section, None) or {}
+            setattr(self, section, given if isinstance(given, PreTrainedConfig) else kind(**given))
+        defaults = asdict(TokenizerConfig())
+        for tower in ("vision", "text", "decoder", "quantizer"):
+            del defaults[tower]
+        super().__init__(**_take(self, defaults, kwargs))
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
+        """Read a `config.json`, of a published checkpoint too."""
+        config, others = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return _as_ours(config, pretrained_model_name_or_path), others
+
+    def tokenizer_config(self) -> TokenizerConfig:
+        """The same for `qlip.QLIP`.
+
+        Raises:
+            InputError: it cannot be built.
+        """
+        return TokenizerConfig.from_dict(self.to_dict())
+
+
+def _take(config: PreTrainedConfig, defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Set a section's fields, to defaults where none is given; gives back what is no field."""
+    for name, default in defaults.items():
+        setattr(config, name, given.get(name, default))
+    return {name: value for name, value in given.items() if name not in defaults and name != "model_type"}
+
+
+def _as_ours(config: dict[str, Any], name: Any) -> dict[str, Any]:
+    """The published `config.json` says that it is "clip", as CLIP's own does: say what it is."""
+    if config.get("model_type") != "clip":
+        return config
+    if missing := [section for section in SECTIONS if section not in config]:
+        raise InputError(
+            f"{str(name)!r} has no {missing[0]} in its config.json, so it is no QLIP checkpoint: "
+            "load it with transformers.AutoModel if it is CLIP"
+        )
+    sections = {s: config[s] | {"model_type": QLIPConfig.sub_configs[s].model_type} for s in SECTIONS}
+    return config | sections | {"model_type": QLIPConfig.model_type}
 
 
 class VisionTransformer(VisionEncoder):
@@ -76,17 +203,17 @@ class QLIPPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["Block", "VisionEmbeddings", "TextEmbeddings", "Decoder"]  # noqa: RUF012
-    _keys_to_ignore_on_load_unexpected = [TABLES]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [NO_WEIGHTS]  # noqa: RUF012
     vision_model: VisionTransformer
 
     def __init__(self, config: Any):
-        super().__init__(config)
-        if config._attn_implementation != "sdpa":
+        if config._attn_implementation not in (None, "sdpa"):
             raise InputError(
                 f"attn_implementation={config._attn_implementation!r}: QLIP computes attention by 'sdpa' alone; "
-                "a model around it can have another for its language model, "
-                "{'text_config': …, 'vision_config': 'sdpa'}"
+                "a model around it can have another for its language model: "
+                "attn_implementation={'text_config': …, 'vision_config': 'sdpa'}"
             )
+        super().__init__(config)
 
     def _init_weights(self, module: nn.Module) -> None:
         factor = getattr(self.config, "initializer_factor", 1.0)
@@ -121,15 +248,16 @@ class QLIPPreTrainedModel(PreTrainedModel):
 class QLIPVisionModel(QLIPPreTrainedModel):
     """The vision encoder alone, in the place of `CLIPVisionModel`.
 
-    It loads from a checkpoint of the whole tokenizer too. With `config.quantized_features` it gives what comes out
-    of the quantizer.
+    It loads from a checkpoint of the whole tokenizer too, and from a LLaVA's whose vision tower it is. With
+    `config.quantized_features` it gives what comes out of the quantizer.
     """
 
     config_class = QLIPVisionConfig
+    base_model_prefix = "vision_tower"  # where a LLaVA has it
     _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
-        TABLES,
-        r"^(text_model|vision_decoder|text_projection|visual_projection)\.",
-        r"^logit_scale$",
+        NO_WEIGHTS,
+        r"^(text_model|vision_decoder|text_projection|visual_projection)\.|^logit_scale$",
+        r"^(language_model|multi_modal_projector|lm_head)\.",
     ]
 
     def __init__(self, config: QLIPVisionConfig):
@@ -251,3 +379,48 @@ class QLIPModel(QLIPPreTrainedModel):
     def tokens_to_codes(self, tokens: Tensor) -> Tensor:
         """Tokens (B, N) → codes (B, N, L) of ±1/√L, in the model's dtype."""
         return self.qlip.tokens_to_codes(tokens)
+
+
+class QLIPImageProcessor(BaseImageProcessor):
+    """Gives the pixels that `qlip.load(…).image_processor` gives, bit for bit.
+
+    Attributes:
+        size, crop_size, resample, image_mean, …: the fields of a CLIP `preprocessor_config.json`.
+    """
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012
+
+    def __init__(self, **kwargs: Any):
+        """Take the fields of a `preprocessor_config.json`; an absent one has CLIP's default.
+
+        Raises:
+            InputError: a field is malformed, or asks for another kind of preprocessing.
+        """
+        fields = ImageProcessor.from_dict(kwargs).to_dict()
+        del fields["image_processor_type"]  # transformers writes the class's name
+        super().__init__(**kwargs | fields)
+
+    def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
+        """Turn pictures into what the model takes.
+
+        Args:
+            images: one or many, in any form that `qlip.model.image.read_image` takes; lists may be nested.
+            return_tensors: "np" for an array; a tensor by default.
+            kwargs: fields that are to differ from the processor's.
+
+        Returns:
+            `pixel_values` (B, 3, H, W) float32, normalised.
+
+        Raises:
+            InputError: an image cannot be read, or a field is malformed.
+        """
+        processor = ImageProcessor.from_dict(self.to_dict() | kwargs)
+        return BatchFeature({"pixel_values": processor(list(_flat(images)))}, tensor_type=return_tensors)
+
+
+def _flat(images: Any) -> Iterator[Any]:
+    for image in as_images(images):
+        if isinstance(image, list | tuple):
+            yield from _flat(image)
+        else:
+            yield image

@@ -1,0 +1,72 @@
+"""A checkpoint as transformers loads it, with the code for who has not open-qlip."""
+
+import json
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from qlip.files import whole_file
+from qlip.model.hub import CONFIG, PREPROCESSOR
+from qlip.model.qlip import QLIP
+
+PACKAGE = Path(__file__).parents[2]
+ENTRY = "integrations.transformers.modeling"
+_IMPORT = re.compile(r"^( *)from qlip\.(?:\w+\.)*(\w+) import", re.MULTILINE)
+_MODULE = re.compile(r"^ *from qlip\.([\w.]+) import", re.MULTILINE)
+
+
+def export(model: QLIP, out: Path) -> None:
+    """Write a folder that `AutoModel`, `AutoImageProcessor` and `AutoTokenizer` of transformers load.
+
+    They do once `qlip.integrations.transformers` is imported, and with `trust_remote_code=True` where open-qlip is
+    not installed: the modules that make the model are in the folder. `qlip.load` reads it as well.
+
+    Args:
+        model: the tokenizer.
+        out: the folder; made if need be, and the files of a checkpoint that is there are replaced.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    model.save(out)
+    entry = ENTRY.rpartition(".")[2]
+    towers = ("vision", "text", "decoder")
+    config = {f"{tower}_config": {"model_type": f"qlip_{tower}_model"} for tower in towers}
+    auto_map = {"AutoConfig": f"{entry}.QLIPConfig", "AutoModel": f"{entry}.QLIPModel"}
+    _update(out / CONFIG, config | {"model_type": "qlip", "auto_map": auto_map})
+    if (out / PREPROCESSOR).exists():
+        auto_map = {"AutoImageProcessor": f"{entry}.QLIPImageProcessor"}
+        _update(out / PREPROCESSOR, {"image_processor_type": "QLIPImageProcessor", "auto_map": auto_map})
+    for name, text in _sources().items():
+        with whole_file(out / f"{name}.py") as path:
+            path.write_text(text, encoding="utf-8")
+
+
+def _update(file: Path, changes: dict[str, Any]) -> None:
+    """Change some values of a JSON file, of its sections too."""
+    values = json.loads(file.read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        values[key] = values.get(key, {}) | value if isinstance(value, dict) else value
+    with whole_file(file) as path:
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _sources() -> dict[str, str]:
+    """The entry and all modules of ours that it needs, as modules of one flat package: names and contents."""
+    texts: dict[str, str] = {}
+    todo = [ENTRY]
+    while todo:
+        module = todo.pop()
+        name = module.rpartition(".")[2]
+        if name not in texts:
+            texts[name] = (PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+            todo += _MODULE.findall(texts[name])
+    origin = (
+        f"# Of open-qlip {version('open-qlip')}, Apache-2.0; written by `qlip export --format transformers`.\n"
+    )
+    entry = ENTRY.rpartition(".")[2]
+    # transformers copies what the entry imports, and not what that imports.
+    others = sorted(texts.keys() - {entry} - {match[1] for match in _IMPORT.findall(texts[entry])})
+    texts[entry] += "\n\n" + "".join(f"from .{name} import __doc__ as _{name}  # noqa: E402\n" for name in others)
+    return {name: origin + _IMPORT.sub(r"\1from .\2 import", text) for name, text in sorted(texts.items())}
