@@ -201,7 +201,7 @@ class QLIP(nn.Module):
     def similarity(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
         """(B, P) and (T, P) unit vectors → logits_per_image (B, T), in float32 under autocast too."""
         with torch.autocast(image_embeds.device.type, enabled=False):
-            return self.logit_scale.to(image_embeds.dtype).exp() * image_embeds @ text_embeds.T
+            return self.logit_scale.to(image_embeds).exp() * image_embeds @ text_embeds.T
 
     @property
     def dtype(self) -> torch.dtype:

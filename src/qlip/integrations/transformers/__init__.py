@@ -16,7 +16,8 @@ from qlip.errors import InputError
 _REMEDY = "pip install 'open-qlip[transformers]'"
 
 
-def _check_version() -> None:
+def check_version() -> None:
+    """Refuse what this does not work with, with an InputError; importing this module does so."""
     try:
         installed = version("transformers")
     except PackageNotFoundError as error:
@@ -25,7 +26,7 @@ def _check_version() -> None:
         raise InputError(f"transformers {installed} is installed, this works with 5.x: {_REMEDY}")
 
 
-_check_version()
+check_version()
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel  # noqa: E402
 

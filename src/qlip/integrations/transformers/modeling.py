@@ -202,7 +202,7 @@ class QLIPPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["Block", "VisionEmbeddings", "TextEmbeddings", "Decoder"]  # noqa: RUF012
+    _no_split_modules = ["Block", "VisionEmbeddings", "TextEncoder", "Decoder"]  # noqa: RUF012
     _keys_to_ignore_on_load_unexpected = [NO_WEIGHTS]  # noqa: RUF012
     vision_model: VisionTransformer
 
@@ -278,7 +278,8 @@ class QLIPVisionModel(QLIPPreTrainedModel):
         output = self.vision_model(pixel_values, output_hidden_states, **kwargs)
         if self.config.quantized_features:
             last, encoder = output.last_hidden_state, self.vision_model
-            patches = encoder.expand(quantize(encoder.compress(last[:, 1:])).to(last.dtype))
+            codes = quantize(encoder.compress(last[:, 1:]))
+            patches = encoder.expand(codes.to(last.dtype)).to(last.device)  # the MLPs may be apart from the blocks
             output.last_hidden_state = torch.cat((last[:, :1], patches), dim=1)
             if output.hidden_states is not None:
                 output.hidden_states = (*output.hidden_states, output.last_hidden_state)
@@ -341,7 +342,8 @@ class QLIPModel(QLIPPreTrainedModel):
         if input_ids is not None:
             output.text_embeds = self.qlip.encode_text(input_ids, attention_mask)
         if output.image_embeds is not None and output.text_embeds is not None:
-            output.logits_per_image = self.qlip.similarity(output.image_embeds, output.text_embeds)
+            text_embeds = output.text_embeds.to(output.image_embeds.device)  # towers may be apart
+            output.logits_per_image = self.qlip.similarity(output.image_embeds, text_embeds)
             output.logits_per_text = output.logits_per_image.T
         return output
 
