@@ -28,7 +28,10 @@ def check_version() -> None:
 
 check_version()
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel  # noqa: E402
+from transformers import AutoConfig, AutoModel  # noqa: E402
+
+# Some versions refuse it at its usual place without torchvision, which it does not need.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # noqa: E402
 
 from qlip.integrations.transformers.export import export  # noqa: E402
 from qlip.integrations.transformers.modeling import (  # noqa: E402

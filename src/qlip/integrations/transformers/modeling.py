@@ -334,18 +334,22 @@ class QLIPModel(QLIPPreTrainedModel):
             image_embeds (B, P) and text_embeds (T, P), unit vectors; logits_per_image (B, T) and logits_per_text
             (T, B). None where their input is not given.
         """
-        output = CLIPOutput()
+        vision = image_embeds = text_embeds = logits = None
         if pixel_values is not None:
             vision = self.vision_model(pixel_values)
-            output.vision_model_output = vision
-            output.image_embeds = self.qlip.project(vision.last_hidden_state[:, 0])
+            image_embeds = self.qlip.project(vision.last_hidden_state[:, 0])
         if input_ids is not None:
-            output.text_embeds = self.qlip.encode_text(input_ids, attention_mask)
-        if output.image_embeds is not None and output.text_embeds is not None:
-            text_embeds = output.text_embeds.to(output.image_embeds.device)  # towers may be apart
-            output.logits_per_image = self.qlip.similarity(output.image_embeds, text_embeds)
-            output.logits_per_text = output.logits_per_image.T
-        return output
+            text_embeds = self.qlip.encode_text(input_ids, attention_mask)
+        if image_embeds is not None and text_embeds is not None:
+            text_embeds = text_embeds.to(image_embeds.device)  # where the towers are apart
+            logits = self.qlip.similarity(image_embeds, text_embeds)
+        return CLIPOutput(
+            logits_per_image=logits,
+            logits_per_text=None if logits is None else logits.T,
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
+            vision_model_output=vision,  # type: ignore[arg-type]  # None is its default
+        )
 
     @can_return_tuple
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
