@@ -34,6 +34,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    pipeline,
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
@@ -153,6 +154,10 @@ def test_hidden_states_come_when_they_are_asked_for(folder, pixels):
     assert torch.equal(states[-1], last) and pooled.shape == (2, 32)
     model.config.output_hidden_states = True
     assert len(model(pixels).hidden_states) == 3
+    model.config.return_dict = False
+    assert torch.equal(model(pixels)[0], last)
+    whole = QLIPModel.from_pretrained(folder, return_dict=False)
+    assert torch.equal(whole.get_image_features(pixels)[0], last) and whole.encode(pixels).shape == (2, 16, 28)
     with pytest.raises(InputError, match="SDPA gives no attention weights"):
         model(pixels, output_attentions=True)
 
@@ -328,6 +333,20 @@ def test_pixels_are_ours_bit_for_bit(small_model, folder, photos, tmp_path):
         processor(pictures, do_resize=False)
     with pytest.raises(InputError, match="cannot be opened"):
         processor("nowhere.png")
+
+
+@torch.no_grad()
+def test_clip_pipeline_of_transformers(folder, photos):
+    """What is written for CLIP takes a QLIP: zero-shot classification, unchanged."""
+    model, words = QLIPModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    eye = QLIPImageProcessor.from_pretrained(folder)
+    classify = pipeline("zero-shot-image-classification", model=model, tokenizer=words, image_processor=eye)
+    labels = ["red square", "blue square", "grey square"]
+    found = classify(Image.open(photos[0]), candidate_labels=labels, hypothesis_template="a photo of a {}.")
+    expected = qlip.load(folder).classify(photos[0], labels)[0]
+    assert [f["score"] for f in sorted(found, key=lambda f: labels.index(f["label"]))] == pytest.approx(
+        expected.tolist(), abs=1e-5
+    )
 
 
 def test_words_have_our_ids(small_model, tmp_path):

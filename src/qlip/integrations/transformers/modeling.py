@@ -275,7 +275,7 @@ class QLIPVisionModel(QLIPPreTrainedModel):
         self, pixel_values: Tensor, output_hidden_states: bool | int | list[int] | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
         """As `VisionTransformer.forward`; with `config.quantized_features` one layer more."""
-        output = self.vision_model(pixel_values, output_hidden_states, **kwargs)
+        output = self.vision_model(pixel_values, output_hidden_states, return_dict=True, **kwargs)
         if self.config.quantized_features:
             last, encoder = output.last_hidden_state, self.vision_model
             codes = quantize(encoder.compress(last[:, 1:]))
@@ -295,7 +295,8 @@ class _Tokenizer(QLIP):
 
     def hidden_states(self, pixel_values: Tensor) -> Tensor:
         self.grid_of(pixel_values)
-        return self.vision_model(pixel_values, output_hidden_states=False).last_hidden_state
+        output = self.vision_model(pixel_values, output_hidden_states=False, return_dict=True)
+        return output.last_hidden_state
 
 
 class QLIPModel(QLIPPreTrainedModel):
@@ -336,7 +337,7 @@ class QLIPModel(QLIPPreTrainedModel):
         """
         vision = image_embeds = text_embeds = logits = None
         if pixel_values is not None:
-            vision = self.vision_model(pixel_values)
+            vision = self.vision_model(pixel_values, return_dict=True)
             image_embeds = self.qlip.project(vision.last_hidden_state[:, 0])
         if input_ids is not None:
             text_embeds = self.qlip.encode_text(input_ids, attention_mask)
@@ -354,7 +355,7 @@ class QLIPModel(QLIPPreTrainedModel):
     @can_return_tuple
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """As `VisionTransformer.forward`, but pooler_output is (B, P), projected and not normalised."""
-        output = self.vision_model(pixel_values, **kwargs)
+        output = self.vision_model(pixel_values, return_dict=True, **kwargs)
         output.pooler_output = self.qlip.visual_projection(output.pooler_output)
         return output
 
