@@ -111,6 +111,18 @@ class TrainingSet(Dataset):
             raise BadSample(sample["key"], error) from error
         return {"pixel_values": pixels, "key": sample["key"]} | words
 
+    def collate(self, samples: list[dict[str, Any]], tokenize: Tokenize | None) -> dict[str, Any]:
+        """What `make` gave of several samples, as a batch; see `batches`."""
+        batch: dict[str, Any] = {
+            "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+            "keys": [sample["key"] for sample in samples],
+        }
+        if tokenize is None:
+            return batch
+        input_ids, attention_mask = tokenize([sample["caption"] for sample in samples])
+        group = torch.tensor([sample["group"] for sample in samples])
+        return batch | {"input_ids": input_ids, "attention_mask": attention_mask, "group": group}
+
 
 def order(num_samples: int, batch_size: int, seed: int, start_step: int = 0) -> Iterator[list[tuple[int, int]]]:
     """Endless batches of (epoch, sample), from batch number `start_step` on.
@@ -215,7 +227,9 @@ class _Batches(Dataset):
             samples = [self.dataset[index] for index in indices]
         except InputError as error:
             return error  # raised in a worker, it would come back as a traceback of many lines
-        return _collated(samples, self.tokenize) | {"faults": [f for sample in samples for f in sample["faults"]]}
+        return self.dataset.collate(samples, self.tokenize) | {
+            "faults": [f for sample in samples for f in sample["faults"]]
+        }
 
 
 @dataclass(frozen=True)
@@ -254,23 +268,11 @@ class _StreamedBatches(IterableDataset):
                     if in_a_row == MOST_IN_A_ROW:
                         raise _none_good(faults[-1]) from None
                 if len(samples) == self.size:
-                    batch = _collated(samples, self.tokenize)
+                    batch = self.dataset.collate(samples, self.tokenize)
                     yield batch | {"faults": faults, "position": {worker: reader.position}}
                     samples, faults = [], []
         except InputError as error:
             yield error
-
-
-def _collated(samples: list[dict[str, Any]], tokenize: Tokenize | None) -> dict[str, Any]:
-    batch: dict[str, Any] = {
-        "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
-        "keys": [sample["key"] for sample in samples],
-    }
-    if tokenize is None:
-        return batch
-    input_ids, attention_mask = tokenize([sample["caption"] for sample in samples])
-    group = torch.tensor([sample["group"] for sample in samples])
-    return batch | {"input_ids": input_ids, "attention_mask": attention_mask, "group": group}
 
 
 def _none_good(fault: Fault) -> InputError:

@@ -1,6 +1,7 @@
 """How a step is computed: device, precision, memory, several processes. None of it changes what is learnt."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -64,13 +65,14 @@ class Parallel:
     Everything of `model` that the step uses must be used inside the module's forward.
     """
 
-    def __init__(self, module: nn.Module, model: QLIP | Transformer, config: ComputeConfig):
+    def __init__(self, module: nn.Module, model: Any, config: ComputeConfig, others: Sequence[nn.Module] = ()):
         """Prepare the blocks of all towers and transformers, then spread the module.
 
         Args:
             module: its forward is the step's; it holds `model`.
             model: on its device, float32, the same on every process.
             config: how.
+            others: blocks that are not ours; they recompute nothing by themselves.
 
         Raises:
             InputError: sharding over a single process.
@@ -78,7 +80,7 @@ class Parallel:
         self.device_type, self.bf16 = model.device.type, config.precision == "bf16"
         self.scalars = {p for p in module.parameters() if p.ndim == 0}  # FSDP2 cannot share them out
         stacks = [part for part in module.modules() if isinstance(part, Blocks | Transformer)]
-        blocks = [block for stack in stacks for block in stack.layers]
+        blocks = [block for stack in stacks for block in stack.layers] + list(others)
         for stack in stacks:
             stack.recompute = config.recompute
         if config.compile:
