@@ -1,11 +1,9 @@
 """From a recipe to a trained tokenizer: data, task, evaluators, record, and `fit`."""
 
-import json
 import logging
 import os
 import shutil
 from collections.abc import Generator, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -25,17 +23,15 @@ from qlip.data.loader import TrainingSet, batches
 from qlip.data.samples import Fault, Samples, evenly, readable
 from qlip.data.sources import open_samples
 from qlip.data.stream import Stream
-from qlip.environment import environment
 from qlip.errors import InputError, one_line
 from qlip.eval.pictures import reconstruction_grid
 from qlip.eval.reconstruction import Distance, reconstruction
 from qlip.eval.zero_shot import zero_shot
-from qlip.files import whole_file
 from qlip.model.checkpoint import save_description
 from qlip.model.image import ImageProcessor, read_image
 from qlip.model.qlip import QLIP
-from qlip.recipes.plain import from_plain, to_plain
-from qlip.train.checkpoint import checkpoint_step, latest_checkpoint
+from qlip.recipes.record import write_record
+from qlip.train.checkpoint import latest_checkpoint
 from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank, world_size
 from qlip.train.fit import Evaluator, FitConfig, fit, start_checkpoint
 from qlip.train.nonfinite import for_json, replay
@@ -320,59 +316,16 @@ def _check_compiler(recipe: TrainRecipe) -> None:
         raise InputError("compiling the model needs a C++ compiler: install g++, or pass --no-compile")
 
 
-_MAY_CHANGE_DATA = {"data.num_workers", "data.max_skipped_share", "data.shuffle_buffer"}
-_MAY_CHANGE = {"fit", *_MAY_CHANGE_DATA, *ComputeConfig.__dataclass_fields__}
-
-
 def _record(recipe: TrainRecipe, model: QLIP, num_samples: int | None, out: Path) -> None:
-    """Write `recipe.json`: the recipe, and a segment for the start and for each time that the run was resumed.
-
-    A resumed run must be of the same recipe, but for how long and how often, and how it is computed.
-    """
-    path, plain = out / "recipe.json", to_plain(recipe)
-    checkpoint, segments = latest_checkpoint(out), []
-    if checkpoint:
-        record = _read_record(path)
-        segments, before = record["segments"], record["recipe"]
-        with suppress(InputError):  # fields that are newer than the record had the values of their defaults
-            before = to_plain(from_plain(type(recipe), before))
-        if name := _change(before, plain):
-            raise InputError(f"{out} holds a run with another {name!r}: resume with its recipe.json as RECIPE")
-        if record["num_samples"] != num_samples:
-            was = record["num_samples"]
-            raise InputError(f"{out} holds a run on {was} samples, now there are {num_samples}: give it its data")
-    first_step = checkpoint_step(checkpoint) + 1 if checkpoint else 1
-    segment = {"first_step": first_step, "world_size": world_size(), "fit": plain["fit"]}
-    segments.append(segment | {"environment": environment(recipe.device)})
-    with whole_file(path) as unfinished:
-        record = {"stage": recipe.stage, "num_samples": num_samples, "recipe": plain, "segments": segments}
-        unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    if not checkpoint:
+    """Write `recipe.json`, and at the start what else makes the tokenizer."""
+    resumed = latest_checkpoint(out) is not None
+    write_record(recipe, recipe.stage, num_samples, out)
+    if not resumed:
         (out / SKIPPED).unlink(missing_ok=True)
         try:
             save_description(model, out / "description")
         except Exception as error:  # `tokenizers` raises plain Exception
             raise InputError(f"{out / 'description'} cannot be written ({one_line(error)}): make room") from error
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return {name: record[name] for name in ("recipe", "segments", "num_samples")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: not the record of a run ({error}): put it back, or choose another --out"
-        ) from error
-
-
-def _change(was: Any, now: Any, name: str = "") -> str | None:
-    """The dotted name of the first field that differs and may not."""
-    if name in _MAY_CHANGE or was == now:
-        return None
-    if not (isinstance(was, dict) and isinstance(now, dict)):
-        return name
-    changes = (_change(was.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in {**was, **now})
-    return next(filter(None, changes), None)
 
 
 def _good(samples: Samples | Stream, count: int, max_skipped_share: float) -> list[dict]:

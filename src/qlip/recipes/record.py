@@ -1,0 +1,71 @@
+"""What a run says of itself: `recipe.json`, its recipe and when it was started and resumed."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from qlip.environment import environment
+from qlip.errors import InputError
+from qlip.files import whole_file
+from qlip.recipes.plain import from_plain, to_plain
+from qlip.train.checkpoint import checkpoint_step, latest_checkpoint
+from qlip.train.distributed import world_size
+from qlip.train.parallel import ComputeConfig
+
+_MAY_CHANGE_DATA = {"data.num_workers", "data.max_skipped_share", "data.shuffle_buffer"}
+_MAY_CHANGE = {"fit", *_MAY_CHANGE_DATA, *ComputeConfig.__dataclass_fields__}
+
+
+def write_record(recipe: Any, stage: int | str, num_samples: int | None, out: Path) -> None:
+    """Write `recipe.json`: the recipe, and a segment for the start and for each time that the run was resumed.
+
+    A resumed run must be of the same recipe, but for how long and how often, and how it is computed.
+
+    Args:
+        recipe: a frozen dataclass with `fit` and `device`.
+        stage: which kind of recipe it is, for who reads it back.
+        num_samples: of the training data; None: nobody has counted them.
+        out: the run's folder.
+
+    Raises:
+        InputError: the folder holds another run, or cannot be written.
+    """
+    path, plain = out / "recipe.json", to_plain(recipe)
+    checkpoint, segments = latest_checkpoint(out), []
+    if checkpoint:
+        record = _read_record(path)
+        segments, before = record["segments"], record["recipe"]
+        with suppress(InputError):  # fields that are newer than the record had the values of their defaults
+            before = to_plain(from_plain(type(recipe), before))
+        if name := _change(before, plain):
+            raise InputError(f"{out} holds a run with another {name!r}: resume with its recipe.json as RECIPE")
+        if record["num_samples"] != num_samples:
+            was = record["num_samples"]
+            raise InputError(f"{out} holds a run on {was} samples, now there are {num_samples}: give it its data")
+    first_step = checkpoint_step(checkpoint) + 1 if checkpoint else 1
+    segment = {"first_step": first_step, "world_size": world_size(), "fit": plain["fit"]}
+    segments.append(segment | {"environment": environment(recipe.device)})
+    with whole_file(path) as unfinished:
+        record = {"stage": stage, "num_samples": num_samples, "recipe": plain, "segments": segments}
+        unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {name: record[name] for name in ("recipe", "segments", "num_samples")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: not the record of a run ({error}): put it back, or choose another --out"
+        ) from error
+
+
+def _change(was: Any, now: Any, name: str = "") -> str | None:
+    """The dotted name of the first field that differs and may not."""
+    if name in _MAY_CHANGE or was == now:
+        return None
+    if not (isinstance(was, dict) and isinstance(now, dict)):
+        return name
+    changes = (_change(was.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in {**was, **now})
+    return next(filter(None, changes), None)
