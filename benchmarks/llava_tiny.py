@@ -5,11 +5,12 @@ r"""The paper's Table 6 in small: which features of a tokenizer should a languag
         --val val.parquet --classes classes.json --reconstruction runs/tiny-reconstruction/model
 
 Photographs of named classes become questions and answers in LLaVA's form: "What is this?", answered by the first
-name of the class, and "Is there a … in the picture?", yes and no in equal parts. Every arm is trained by the recipes
-`llava-tiny-pretrain` and `llava-tiny-finetune` on the same ones, and asked about the same held-out photographs; the
-answers are greedy. As in POPE, an absent class is drawn at random, or is the one that looks likeliest: the nearest
-name in the tokenizer's own text tower. (POPE's third kind, popular objects, has no sense where classes are equally
-frequent.) A finished arm is not trained again, an interrupted one goes on; the tables are written after each.
+name of the class, and "Is there a … in the picture?", yes and no in equal parts. Every arm is trained by the
+recipes `llava-tiny-pretrain` and `llava-tiny-finetune` on the same ones, and asked about the same held-out
+photographs; the answers are greedy. As in POPE, an absent class is drawn at random, or is the one that looks
+likeliest: the nearest name in the tokenizer's own text tower. (POPE's third kind, popular objects, has no sense
+where classes are equally frequent.) A finished arm is not trained again, an interrupted one goes on; the tables
+are written after each.
 """
 
 import json
@@ -252,8 +253,8 @@ def write_tables(results: dict[str, dict], options: Options) -> None:
             f"Written by `benchmarks/llava_tiny.py`. {options.vision} and {options.llm.name}: "
             f"{first['fit']['steps']} steps of {first['batch_size']} for the projector, then "
             f"{second['fit']['steps']} of {second['batch_size']} for projector and language model; "
-            f"{some['num_val']:,} held-out photographs. In brackets the 95 % bootstrap interval; a guess is right in "
-            f"{some['what']['chance']:.1%} and 50%. {used['hardware']}, torch {used['torch']}, commit "
+            f"{some['num_val']:,} held-out photographs. In brackets the 95 % bootstrap interval; a guess is right "
+            f"in {some['what']['chance']:.1%} and 50%. {used['hardware']}, torch {used['torch']}, commit "
             f"`{used['commit']}`.",
             "",
             *rows,

@@ -1,5 +1,6 @@
 """Commands of LLaVA with QLIP as its eye: train one, ask it, score answers."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -78,7 +79,7 @@ def score(
     return 0
 
 
-COMMANDS = {"train": train, "ask": ask, "score": score}
+COMMANDS: dict[str, Callable[..., int]] = {"train": train, "ask": ask, "score": score}
 
 
 def llava(*arguments: str) -> int:

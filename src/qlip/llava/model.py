@@ -7,8 +7,13 @@ import os
 from typing import Any, Literal, get_args
 
 import torch
+
+from qlip.integrations.transformers import QLIPVisionConfig, QLIPVisionModel  # first: it says what is missing
+
+# isort: split
 from transformers import (
     AddedToken,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlavaConfig,
@@ -20,7 +25,6 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from qlip.environment import resolve_device
 from qlip.errors import InputError, one_line
-from qlip.integrations.transformers import QLIPVisionModel
 from qlip.llava.data import IMAGE
 from qlip.model.checkpoint import load as load_qlip
 from qlip.model.image import ImageProcessor
@@ -115,7 +119,9 @@ def load(
     """
     place = resolve_device(device)
     try:
-        model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        if not isinstance(AutoConfig.from_pretrained(folder), LlavaConfig):
+            raise InputError("its config.json is of another model")
+        model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
         processor = LlavaProcessor.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{os.fspath(folder)!r} is not a LLaVA folder ({one_line(error)})") from error
@@ -126,15 +132,19 @@ def copy_of(
     model: LlavaForConditionalGeneration, tensors: dict[str, torch.Tensor]
 ) -> LlavaForConditionalGeneration:
     """A model of the same configuration around other tensors, in eval mode."""
-    copy = LlavaForConditionalGeneration.from_pretrained(None, config=model.config, state_dict=tensors)
+    copy: Any = LlavaForConditionalGeneration.from_pretrained(None, config=model.config, state_dict=tensors)
     copy.generation_config = model.generation_config
     return copy.to(model.device).eval()
 
 
 def _read_eye(name: str | os.PathLike[str], quantized: bool) -> tuple[QLIPVisionModel, ImageProcessor]:
     """The vision tower of a tokenizer; `quantized`: with what is behind the quantizer as its last features."""
-    model = load_qlip(name)
-    return QLIPVisionModel.from_qlip(model, quantized_features=quantized), model.need_image_processor()
+    qlip = load_qlip(name)
+    fields = {k: v for k, v in qlip.config.to_dict()["vision_config"].items() if k != "model_type"}
+    config = QLIPVisionConfig(**fields, quantized_features=quantized)
+    weights = {f"vision_model.{name}": tensor for name, tensor in qlip.vision_model.state_dict().items()}
+    tower = QLIPVisionModel.from_pretrained(None, config=config, state_dict=weights)
+    return tower, qlip.need_image_processor()
 
 
 def _square(processor: ImageProcessor) -> LlavaImageProcessorPil:

@@ -44,7 +44,7 @@ class LlavaTaskConfig:
     lr: float = 2e-5
     projector_lr: float | None = None
     lora_rank: int = 0
-    lora_alpha: float = 256.0
+    lora_alpha: int = 256
     lora_dropout: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0

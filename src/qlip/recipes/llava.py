@@ -11,11 +11,11 @@ With `torchrun` on several GPUs; `--sharding fsdp` shares the model out. An epoc
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import tyro
@@ -180,7 +180,7 @@ def run(recipe: LlavaRecipe, out: Path, resume: bool = False) -> bool:
         recipe = replace(recipe, device=device.type)
         task, dataset = on_all_ranks(partial(_prepare, recipe, device))
 
-        def stream(start_step: int, notes: Path | None = out) -> Iterator[dict[str, Any]]:
+        def stream(start_step: int, notes: Path | None = out) -> Generator[dict[str, Any], None, None]:
             place = rank(), world_size()
             journal = Journal(dataset.samples, recipe.data.max_skipped_share, notes, *place)
             yield from batches(
@@ -188,8 +188,9 @@ def run(recipe: LlavaRecipe, out: Path, resume: bool = False) -> bool:
             )
 
         on_all_ranks(lambda: next(stream(0, None)))  # data that cannot be used fails before anything is written
-        on_first_rank(partial(_record, recipe, len(dataset.samples), out, resumed))
-        logger.info("training on %s conversations", f"{len(dataset.samples):,}")
+        num_samples = len(cast(Joined, dataset.samples))
+        on_first_rank(partial(_record, recipe, num_samples, out, resumed))
+        logger.info("training on %s conversations", f"{num_samples:,}")
         outcome = fit(task, stream, recipe.fit, out, (), resume, recipe.seed, device)
         finished = outcome.step == recipe.fit.steps
         if finished:
@@ -207,6 +208,7 @@ def _prepare(recipe: LlavaRecipe, device: torch.device) -> tuple[LlavaTask, Conv
         raise InputError("no training data: name LLaVA's JSON files with --data.train")
     samples = Joined([ConversationFile(file, recipe.data.images) for file in recipe.data.train])
     torch.manual_seed(recipe.seed)
+    model: Any
     if recipe.start:
         model, processor = load(recipe.start)
     elif recipe.vision and recipe.llm:

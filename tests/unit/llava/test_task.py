@@ -17,8 +17,8 @@ from qlip.train.distributed import processes, rank
 from qlip.train.parallel import ComputeConfig
 
 pytest.importorskip("transformers")
-from qlip.llava.model import build  # noqa: E402
-from qlip.llava.task import LlavaTask, LlavaTaskConfig, merged  # noqa: E402
+from qlip.llava.model import build
+from qlip.llava.task import LlavaTask, LlavaTaskConfig, merged
 
 FP32 = ComputeConfig(device="cpu", precision="fp32")
 ASKED = [{"from": "human", "value": "What is this?"}, {"from": "gpt", "value": "a red square"}]
@@ -69,9 +69,9 @@ def test_the_loss_and_its_gradient_are_transformers(files):
     loss.backward()
     task = task_of(model)
     values = task.step(batch, 1)
-    assert abs(float(values["loss"] - loss)) < 1e-6  # measured: 2.4e-7
+    assert abs(float(values["loss"] - loss.detach())) < 1e-6  # measured: 4.8e-7
     expected = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None and "vision_tower" not in n}
-    assert_close(gradients(task), expected, 2e-6)
+    assert_close(gradients(task), expected, 5e-7)  # measured: 8.9e-8
 
 
 def test_parts_and_recomputation_change_nothing(files):
@@ -82,8 +82,8 @@ def test_parts_and_recomputation_change_nothing(files):
     )
     first, second = whole.step(batch, 1), parts.step(batch, 1)
     for name in ("loss", "accuracy", "grad_norm"):
-        assert abs(float(first[name] - second[name])) < 1e-5, name
-    assert_close(gradients(parts), gradients(whole), 2e-6)  # parts without a picture among them
+        assert abs(float(first[name] - second[name])) < 5e-6, name  # measured: 1.4e-6 of 6
+    assert_close(gradients(parts), gradients(whole), 5e-7)  # measured: 8.9e-8; two parts have no picture
 
 
 def test_the_first_stage_trains_the_projector_alone(files):
@@ -117,7 +117,7 @@ def test_lora_merges_as_peft_does(files):
     pytest.importorskip("peft")
     model, dataset = made(files)
     frozen = {name: p.clone() for name, p in model.state_dict().items()}
-    task = task_of(model, lora_rank=4, lora_alpha=8.0, lora_dropout=0.0)
+    task = task_of(model, lora_rank=4, lora_alpha=8, lora_dropout=0.0)
     batch = next(batches(dataset, None, 8))
     for step in (1, 2, 3):
         task.step(batch, step)
@@ -135,7 +135,7 @@ def test_lora_merges_as_peft_does(files):
     assert not any("lora" in name for name in snapshot.state_dict())
     with torch.no_grad():
         theirs, ours = model.eval()(**inputs).logits, snapshot(**inputs).logits
-    assert (theirs - ours).abs().max() < 1e-5
+    assert (theirs - ours).abs().max() < 1e-6  # measured: 1.2e-7
     assert (ours - made(files)[0](**inputs).logits).abs().max() > 1e-3
 
 
