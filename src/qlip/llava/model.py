@@ -20,7 +20,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
 )
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers import __version__ as transformers_version
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from qlip.environment import resolve_device
@@ -28,6 +28,14 @@ from qlip.errors import InputError, one_line
 from qlip.llava.data import IMAGE
 from qlip.model.checkpoint import load as load_qlip
 from qlip.model.image import ImageProcessor
+
+try:
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+except ImportError as error:
+    raise InputError(
+        f"transformers {transformers_version} has no image processor that pads for LLaVA without torchvision: "
+        "pip install 'open-qlip[llava]'"
+    ) from error
 
 FeatureSource = Literal["layer-2", "layer-1", "quantizer"]
 
