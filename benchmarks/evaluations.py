@@ -21,6 +21,7 @@ import tyro
 from qlip.eval.results import FILE
 from qlip.recipes.run import TEMPLATES
 
+NUM_FEATURES = 1280  # of EfficientNet-Lite0
 DRAWN = ("{}", "an icon of {}", "an emoji of {}", "clip art of {}")
 
 
@@ -36,7 +37,9 @@ class Options:
         out: folder for the results.
         cache: folder for the linear probe's features.
         num_workers: processes that decode.
-        probe_train: how many of the training files of photographs the linear probe learns from.
+        rebuilt: pictures of each set that are rebuilt, evenly spread; None: all. If they are fewer than a Fréchet
+            distance has features, it is left out.
+        probed: photographs, of training and of testing each, for the linear probe; None: all.
         compared: photographs of each set that tokenizers and file formats are compared on.
     """
 
@@ -47,14 +50,15 @@ class Options:
     out: Path = Path(__file__).parents[1] / "docs" / "results"
     cache: Path = Path("runs/features")
     num_workers: int = 0
-    probe_train: int = 1
+    rebuilt: int | None = None
+    probed: int | None = None
     compared: int = 50
 
 
 def runs(options: Options) -> Iterator[tuple[str, list[str]]]:
     """Name and arguments of each."""
     photos, sets, drawn = options.tiny_imagenet, options.evaluation_sets, options.registry / "held-out"
-    train = [str(path) for path in sorted(photos.glob("train*.parquet"))[: options.probe_train]]
+    train = [str(path) for path in sorted(photos.glob("train*.parquet"))]
     val = [str(path) for path in sorted(photos.glob("val*.parquet"))]
     photographs = {
         "tiny-imagenet": val,
@@ -68,6 +72,9 @@ def runs(options: Options) -> Iterator[tuple[str, list[str]]]:
         "unseen-style": ([f"{drawn}/unseen-style.parquet"], drawn / "unseen-style.json", DRAWN),
     }
     pictures = photographs | {name: files for name, (files, *_) in labelled.items()}
+    rebuilt, probed, compared = map(at_most, (options.rebuilt, options.probed, options.compared))
+    if options.rebuilt is not None and options.rebuilt <= NUM_FEATURES:
+        rebuilt += ["--features", "none"]
     for model in options.models:
         who, of = name_of(model), ["--model", model]
         for name, (files, classes, templates) in labelled.items():
@@ -75,12 +82,16 @@ def runs(options: Options) -> Iterator[tuple[str, list[str]]]:
             yield f"{who}/zero-shot/{name}", ["zero-shot", *files, *words, *of]
         yield f"{who}/retrieval/unseen-style", ["retrieval", *pictures["unseen-style"], *of]
         for name, files in pictures.items():
-            yield f"{who}/reconstruction/{name}", ["reconstruction", *files, *of]
+            yield f"{who}/reconstruction/{name}", ["reconstruction", *files, *of, *rebuilt]
         probe = ["--train", *train, "--test", *val, "--cache", str(options.cache)]
-        yield f"{who}/linear-probe/tiny-imagenet", ["linear-probe", *probe, *of]
+        yield f"{who}/linear-probe/tiny-imagenet", ["linear-probe", *probe, *of, *probed]
     for name, files in photographs.items():
-        most = ["--max-samples", str(options.compared)]
-        yield f"compare/{name}", ["compare", *files, "--models", *options.models, *most]
+        yield f"compare/{name}", ["compare", *files, "--models", *options.models, *compared]
+
+
+def at_most(count: int | None) -> list[str]:
+    """The option that leaves out the rest of a set."""
+    return [] if count is None else ["--max-samples", str(count)]
 
 
 def name_of(model: str) -> str:
