@@ -156,17 +156,17 @@ class _Forward(nn.Module):
         model.train()
         model.model.vision_tower.eval()
         pictured = (input_ids == model.config.image_token_id).any(1)
-        shown = {"pixel_values": batch["pixel_values"][pictured]} if pictured.any() else {}
-        hidden = model.model(
-            input_ids=input_ids, attention_mask=batch["attention_mask"], use_cache=False, **shown
-        ).last_hidden_state
+        if pictured.any():
+            inputs = {"input_ids": input_ids, "pixel_values": batch["pixel_values"][pictured]}
+        else:  # other ranks may have pictures, and wait for this one at every block, forwards and backwards
+            unseen = model.model.get_image_features(pixel_values=batch["pixel_values"][:1]).pooler_output
+            inputs = {"inputs_embeds": model.get_input_embeddings()(input_ids) + 0 * torch.cat(list(unseen)).sum()}
+        mask = batch["attention_mask"]
+        hidden = model.model(**inputs, attention_mask=mask, use_cache=False).last_hidden_state
         answered = batch["labels"][:, 1:] != IGNORED
         labels = batch["labels"][:, 1:][answered]
         logits = model.lm_head(hidden[:, :-1][answered]).float()  # of the answers alone: a vocabulary is wide
         loss = F.cross_entropy(logits, labels, reduction="sum")
-        if not shown:  # other ranks may have pictures, and wait for the gradient of everything that saw them
-            features = model.model.get_image_features(pixel_values=batch["pixel_values"][:1]).pooler_output
-            loss = loss + 0 * torch.stack(list(features)).sum()
         return loss, (logits.argmax(-1) == labels).sum().float()
 
 
