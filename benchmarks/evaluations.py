@@ -39,7 +39,7 @@ class Options:
         num_workers: processes that decode.
         rebuilt: pictures of each set that are rebuilt, evenly spread; None: all. If they are fewer than a Fréchet
             distance has features, it is left out.
-        probed: photographs, of training and of testing each, for the linear probe; None: all.
+        classified: pictures of each set that are classified, by words and by the linear probe; None: all.
         compared: photographs of each set that tokenizers and file formats are compared on.
     """
 
@@ -51,7 +51,7 @@ class Options:
     cache: Path = Path("runs/features")
     num_workers: int = 0
     rebuilt: int | None = None
-    probed: int | None = None
+    classified: int | None = None
     compared: int = 50
 
 
@@ -72,19 +72,19 @@ def runs(options: Options) -> Iterator[tuple[str, list[str]]]:
         "unseen-style": ([f"{drawn}/unseen-style.parquet"], drawn / "unseen-style.json", DRAWN),
     }
     pictures = photographs | {name: files for name, (files, *_) in labelled.items()}
-    rebuilt, probed, compared = map(at_most, (options.rebuilt, options.probed, options.compared))
+    rebuilt, classified, compared = map(at_most, (options.rebuilt, options.classified, options.compared))
     if options.rebuilt is not None and options.rebuilt <= NUM_FEATURES:
         rebuilt += ["--features", "none"]
     for model in options.models:
         who, of = name_of(model), ["--model", model]
         for name, (files, classes, templates) in labelled.items():
             words = ["--classes", str(classes), "--templates", *templates]
-            yield f"{who}/zero-shot/{name}", ["zero-shot", *files, *words, *of]
+            yield f"{who}/zero-shot/{name}", ["zero-shot", *files, *words, *of, *classified]
         yield f"{who}/retrieval/unseen-style", ["retrieval", *pictures["unseen-style"], *of]
         for name, files in pictures.items():
             yield f"{who}/reconstruction/{name}", ["reconstruction", *files, *of, *rebuilt]
         probe = ["--train", *train, "--test", *val, "--cache", str(options.cache)]
-        yield f"{who}/linear-probe/tiny-imagenet", ["linear-probe", *probe, *of, *probed]
+        yield f"{who}/linear-probe/tiny-imagenet", ["linear-probe", *probe, *of, *classified]
     for name, files in photographs.items():
         yield f"compare/{name}", ["compare", *files, "--models", *options.models, *compared]
 
