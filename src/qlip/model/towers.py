@@ -122,6 +122,11 @@ class TextEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(B, T) ids, optional (B, T) mask with 1 for real tokens → (B, D) pooled."""
+        x = self.states(input_ids, attention_mask)
+        return x[torch.arange(x.shape[0], device=x.device), self._end_positions(input_ids)]
+
+    def states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """As `forward`, before pooling: (B, T, D), after the last norm."""
         mask = None
         if attention_mask is not None:
             causal = torch.ones(input_ids.shape[1:] * 2, dtype=torch.bool, device=input_ids.device).tril()
@@ -132,8 +137,7 @@ class TextEncoder(nn.Module):
             mask = mask[:, None]
         rotary = self.rope and self.rope.tables
         x = self.encoder(self.embeddings(input_ids), rotary, mask, is_causal=mask is None)
-        x = self.final_layer_norm(x)
-        return x[torch.arange(x.shape[0], device=x.device), self._end_positions(input_ids)]
+        return self.final_layer_norm(x)
 
     def _end_positions(self, input_ids: Tensor) -> Tensor:
         if self.eos_token_id == 2:  # CLIP's legacy config: the end token is the largest id

@@ -1,0 +1,111 @@
+"""What a text-to-image model is, and the published sizes."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from qlip.errors import InputError
+from qlip.lm.config import LMConfig
+
+Embedding = Literal["table", "bits"]
+Size = Literal["tiny", "b", "l", "xl"]
+
+CLASSES = "classes"  # the condition that is a label
+_LLAMAGEN = {"rms_norm_eps": 1e-5, "dropout": 0.1}
+
+
+def _size(width: int, mlp: int, layers: int, heads: int, **changes) -> LMConfig:
+    sizes = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers}
+    return LMConfig(**sizes, num_attention_heads=heads, rope_axes=2, num_slots=1, **_LLAMAGEN | changes)
+
+
+SIZES: dict[Size, LMConfig] = {
+    "tiny": _size(256, 768, 6, 8, dropout=0.0),
+    "b": _size(768, 2048, 12, 12),  # GPT-B of LlamaGen, 111 M
+    "l": _size(1024, 2816, 24, 16),  # GPT-L, 343 M
+    "xl": _size(1280, 3584, 36, 20),  # GPT-XL, 775 M; the paper's
+}
+
+
+@dataclass(frozen=True)
+class T2IConfig:
+    """A text-to-image model.
+
+    Attributes:
+        lm: the transformer; its vocabulary is that of a sub-token, its slots are those of a token.
+        num_bits: L, the width of a token.
+        bits: the width of a sub-token; divides L.
+        grid: rows and columns of tokens in a picture.
+        tokenizer: where the tokenizer was found: a bundled name, a folder, or a hub id.
+        id_hash: the name of its ids, `QLIP.id_hash()`.
+        condition: what texts are read by: "qlip", the tokenizer's own text tower; a folder or hub id of an encoder
+            for `transformers`; or "classes", where there are no texts but labels.
+        condition_width: of a text's features; with "classes" 0.
+        num_text_tokens: the most of a text that is read; a label is one.
+        num_classes: how many labels there are; of texts 0.
+        condition_dropout: share of the pictures that are trained without their condition.
+        embedding: of a sub-token: "table", a row for each, or "bits", a linear map of its bits.
+    """
+
+    lm: LMConfig
+    num_bits: int
+    bits: int
+    grid: tuple[int, int]
+    tokenizer: str
+    id_hash: str
+    condition: str
+    condition_width: int
+    num_text_tokens: int
+    num_classes: int = 0
+    condition_dropout: float = 0.1
+    embedding: Embedding = "table"
+
+    def __post_init__(self):
+        if self.bits < 1 or self.num_bits % self.bits:
+            raise InputError(f"bits {self.bits} does not divide the {self.num_bits} bits of a token")
+        if self.bits > 20:
+            raise InputError(f"bits {self.bits} makes a vocabulary of 2^{self.bits}: use at most 20")
+        if not 0 <= self.condition_dropout < 1:
+            raise InputError(f"condition_dropout is {self.condition_dropout}: it must be a share in [0, 1)")
+        if self.embedding not in ("table", "bits"):
+            raise InputError(f"embedding is {self.embedding!r}: choose table or bits")
+        if self.num_text_tokens < 1:
+            raise InputError(f"num_text_tokens is {self.num_text_tokens}: it must be at least 1")
+        wanted = {
+            "vocab_size": 2**self.bits,
+            "num_slots": self.num_bits // self.bits,
+            "rope_axes": 2,
+            "tie_word_embeddings": False,
+            "max_position_embeddings": self.num_text_tokens + self.num_sub_tokens,
+        }
+        for name, value in wanted.items():
+            if getattr(self.lm, name) != value:
+                raise InputError(f"lm.{name} is {getattr(self.lm, name)}, but these sub-tokens need {value}")
+        if self.with_classes != (self.num_classes > 0) or self.with_classes != (self.condition_width == 0):
+            raise InputError(
+                f"num_classes {self.num_classes} and condition_width {self.condition_width} do not go with "
+                f"condition {self.condition!r}: labels have a number and no width, texts the reverse"
+            )
+
+    @classmethod
+    def of(cls, size: LMConfig, *, num_bits: int, bits: int, grid: tuple[int, int], **rest) -> "T2IConfig":
+        """A model of a size, such as one of `SIZES`, with the vocabulary and the length that its tokens ask."""
+        if bits < 1 or num_bits % bits:
+            raise InputError(f"bits {bits} does not divide the {num_bits} bits of a token")
+        length = rest["num_text_tokens"] + grid[0] * grid[1] * (num_bits // bits)
+        vocabulary = {"vocab_size": 2**bits, "num_slots": num_bits // bits, "max_position_embeddings": length}
+        return cls(replace(size, rope_axes=2, **vocabulary), num_bits, bits, grid, **rest)
+
+    @property
+    def with_classes(self) -> bool:
+        """Whether the condition is a label."""
+        return self.condition == CLASSES
+
+    @property
+    def num_slots(self) -> int:
+        """Sub-tokens of a token."""
+        return self.num_bits // self.bits
+
+    @property
+    def num_sub_tokens(self) -> int:
+        """Sub-tokens of a picture."""
+        return self.grid[0] * self.grid[1] * self.num_slots
