@@ -13,20 +13,32 @@ from qlip.errors import InputError
 
 
 def train(*arguments: str) -> int:
-    """Train a tokenizer: `qlip train RECIPE --out DIR [--resume] [any field of the recipe]`."""
+    """Train a tokenizer or a text-to-image model: `qlip train RECIPE --out DIR [--resume] [any field of it]`."""
+    from qlip.recipes import t2i
     from qlip.recipes.run import do_again, run
 
     args = _parse_recipe(train, arguments, {"replay": (Path | None, None, REPLAY)})
     if isinstance(args, int):
         return args
     if args.replay:
+        if isinstance(args.recipe, t2i.T2IRecipe):
+            raise InputError("--replay is for recipes of tokenizers: leave it out")
         print_json(do_again(args.recipe, args.replay))
-    elif args.out is None:
+        return 0
+    if args.out is None:
         raise InputError("--out is missing: name the folder of the run")
-    elif run(args.recipe, args.out, args.resume):
-        say(f"the tokenizer is in {args.out / 'model'}; try: qlip verify {args.out / 'model'}")
+    model = args.out / "model"
+    if isinstance(args.recipe, t2i.T2IRecipe):
+        finished, left = (
+            t2i.run(args.recipe, args.out, args.resume),
+            f'the model is in {model}; try: qlip generate "a dog" --model {model} --out pictures',
+        )
     else:
-        say(f"stopped with a checkpoint in {args.out}; the same command with --resume goes on")
+        finished, left = (
+            run(args.recipe, args.out, args.resume),
+            f"the tokenizer is in {model}; try: qlip verify {model}",
+        )
+    say(left if finished else f"stopped with a checkpoint in {args.out}; the same command with --resume goes on")
     return 0
 
 
@@ -139,10 +151,15 @@ def _parse_recipe(
     command: Callable[..., int], arguments: tuple[str, ...], more: dict[str, tuple[Any, Any, str]]
 ) -> Any:
     """The options of `train` and `calibrate`."""
-    from qlip.recipes import describe_recipes, load_recipe
+    from qlip.recipes import describe_recipes, load_recipe, t2i
 
-    usage = RECIPE_USAGE[command.__name__] + describe_recipes()
-    return parse_recipe(command.__name__, command.__doc__, usage, load_recipe, arguments, more)
+    def load_any(name: str) -> Any:
+        return t2i.load_recipe(name) if t2i.is_recipe(name) else load_recipe(name)
+
+    usage, load = RECIPE_USAGE[command.__name__] + describe_recipes(), load_recipe
+    if command is train:
+        usage, load = f"{usage}\n\nText to image, docs/t2i.md:\n{t2i.describe_recipes()}", load_any
+    return parse_recipe(command.__name__, command.__doc__, usage, load, arguments, more)
 
 
 def parse_recipe(
@@ -198,8 +215,9 @@ RECIPE_USAGE = {
 usage: qlip train RECIPE --out DIR [--resume] [OPTIONS]
        torchrun --nproc-per-node N -m qlip.cli train RECIPE --out DIR [--resume] [OPTIONS]
 
-Train a tokenizer. RECIPE is one of the names below, or the recipe.json of a run; every field of it is an option:
-`qlip train RECIPE --help` lists them. With --resume an interrupted run goes on from its latest checkpoint.
+Train a tokenizer, or a text-to-image model. RECIPE is one of the names below, or the recipe.json of a run; every
+field of it is an option: `qlip train RECIPE --help` lists them. With --resume an interrupted run goes on from its
+latest checkpoint.
 
 Recipes:
 """,

@@ -14,7 +14,7 @@ from qlip.errors import InputError
 if TYPE_CHECKING:
     from qlip.recipes.run import TrainRecipe
 
-_MACHINERY = ("run", "record", "stage1", "stage2", "calibrate", "export", "plain", "card", "llava")
+_MACHINERY = ("run", "record", "stage1", "stage2", "calibrate", "export", "plain", "card", "llava", "t2i")
 
 
 def recipe_names() -> list[str]:

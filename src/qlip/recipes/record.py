@@ -13,7 +13,7 @@ from qlip.train.checkpoint import checkpoint_step, latest_checkpoint
 from qlip.train.distributed import world_size
 from qlip.train.parallel import ComputeConfig
 
-_MAY_CHANGE_DATA = {"data.num_workers", "data.max_skipped_share", "data.shuffle_buffer"}
+_MAY_CHANGE_DATA = {"data.num_workers", "data.max_skipped_share", "data.shuffle_buffer", "data.cache"}
 _MAY_CHANGE = {"fit", *_MAY_CHANGE_DATA, *ComputeConfig.__dataclass_fields__}
 
 

@@ -10,12 +10,18 @@ Embedding = Literal["table", "bits"]
 Size = Literal["tiny", "b", "l", "xl"]
 
 CLASSES = "classes"  # the condition that is a label
-_LLAMAGEN = {"rms_norm_eps": 1e-5, "dropout": 0.1}
 
 
-def _size(width: int, mlp: int, layers: int, heads: int, **changes) -> LMConfig:
-    sizes = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers}
-    return LMConfig(**sizes, num_attention_heads=heads, rope_axes=2, num_slots=1, **_LLAMAGEN | changes)
+def _size(width: int, mlp: int, layers: int, heads: int, dropout: float = 0.1) -> LMConfig:
+    return LMConfig(
+        hidden_size=width,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        rms_norm_eps=1e-5,
+        rope_axes=2,
+        dropout=dropout,
+    )
 
 
 SIZES: dict[Size, LMConfig] = {

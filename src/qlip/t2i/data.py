@@ -1,0 +1,129 @@
+"""Token files as a text-to-image model trains on them: sub-tokens, and what each picture is made after."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qlip.data.token_dataset import TokenDataset
+from qlip.errors import InputError
+from qlip.t2i.condition import TextReader
+from qlip.t2i.config import T2IConfig
+from qlip.t2i.model import pad_left
+
+Reader = TextReader | None  # None: the condition is a label
+
+
+def check_columns(dataset: TokenDataset, reader: Reader) -> None:
+    """Whether the rows have what the model is conditioned on.
+
+    Raises:
+        InputError: they do not.
+    """
+    wanted = ("label",) if reader is None else ("caption", "captions")
+    if not set(wanted) & set(dataset.columns):
+        raise InputError(
+            f"the token files have no {' or '.join(wanted)}: tokenize again with --keep {wanted[0]}, of data that "
+            "has it"
+        )
+
+
+def training_batches(
+    dataset: TokenDataset,
+    reader: Reader,
+    dropout: float,
+    batch_size: int,
+    seed: int = 0,
+    start_step: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """Endless batches, or this rank's share of them; what is drawn depends on (seed, step) alone.
+
+    Yields:
+        what `T2I.forward` takes, and `keys`.
+
+    Raises:
+        InputError: a picture has no words or label.
+    """
+    share = batch_size // world_size
+    own = slice(rank * share, (rank + 1) * share)
+    batches = dataset.batches(batch_size, seed, start_step, rank, world_size, num_workers)
+    for step, rows in enumerate(batches, start_step):
+        drawn = np.random.default_rng((seed, step)).random((2, batch_size))[:, own]
+        yield batch_of(rows, reader, drawn[0]) | {"dropped": torch.from_numpy(drawn[1] < dropout)}
+
+
+def batch_of(rows: dict[str, Any], reader: Reader, choice: np.ndarray | None = None) -> dict[str, Any]:
+    """Some rows of a `TokenDataset` as `T2I.forward` takes them, nothing dropped.
+
+    Args:
+        rows: with lists of `key` and `label`, or `caption` or `captions`.
+        reader: what reads captions; None: labels are the condition.
+        choice: (B,) in [0, 1), which of several captions; by default the first.
+
+    Raises:
+        InputError: a picture has no words or label; names it.
+    """
+    choice = np.zeros(len(rows["key"])) if choice is None else choice
+    if reader is None:
+        conditions = [
+            torch.tensor(_given(label, key)) for label, key in zip(rows["label"], rows["key"], strict=True)
+        ]
+    else:
+        conditions = reader([_caption(rows, i, at) for i, at in enumerate(choice)])
+    condition, lengths = pad_left(conditions)
+    return {
+        "condition": condition,
+        "lengths": lengths,
+        "sub_tokens": rows["sub_tokens"],
+        "dropped": torch.zeros(len(choice), dtype=torch.bool),
+        "keys": rows["key"],
+    }
+
+
+def held_out(
+    model: Any, dataset: TokenDataset, reader: Reader, max_pictures: int, batch_size: int = 64
+) -> dict[str, float]:
+    """The negative log-likelihood of pictures that were not trained on.
+
+    Args:
+        model: a `T2I`.
+        dataset: of its tokenizer and sub-tokens.
+        reader: see `batch_of`.
+        max_pictures: so many, evenly spread.
+        batch_size: at once.
+
+    Returns:
+        `bits_per_image`, of which a random guess needs all that a picture's tokens have; comparable between widths
+        of sub-tokens; and `bits_per_image_unconditional`, without the condition.
+    """
+    config: T2IConfig = model.config
+    count = min(max_pictures, len(dataset))
+    indices = [int(i) for i in np.linspace(0, len(dataset), count, endpoint=False)]
+    total = torch.zeros(2, dtype=torch.float64)
+    for start in range(0, count, batch_size):
+        part = indices[start : start + batch_size]
+        batch = batch_of(dataset.__getitems__(part), reader)
+        inputs: list[Tensor] = [batch[name].to(model.device) for name in ("condition", "lengths", "sub_tokens")]
+        for i in range(2):
+            dropped = torch.full((len(part),), bool(i), device=model.device)
+            total[i] += model.bits_per_image(model(*inputs, dropped)) * len(part)
+    results = {"bits_per_image": float(total[0]) / count}
+    if config.condition_dropout:
+        results["bits_per_image_unconditional"] = float(total[1]) / count
+    return results
+
+
+def _caption(rows: dict[str, Any], i: int, choice: float) -> str:
+    several = rows.get("captions", [None] * (i + 1))[i] or [rows.get("caption", [None] * (i + 1))[i]]
+    return _given(several[int(choice * len(several))], rows["key"][i])
+
+
+def _given(value: Any, key: str) -> Any:
+    if value is None or value == "":
+        raise InputError(f"{key} has no words or label: leave it out when you tokenize")
+    return value

@@ -1,0 +1,212 @@
+"""Batches, a step, and whole runs: parts, processes and interruptions change nothing."""
+
+import os
+import shutil
+import socket
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from tests.unit.t2i.conftest import CLASSES, small_t2i
+
+import qlip
+from qlip.data.token_dataset import TokenDataset
+from qlip.data.token_file import TokenFormat, write_token_file
+from qlip.errors import InputError
+from qlip.recipes import t2i
+from qlip.t2i.checkpoint import load
+from qlip.t2i.data import batch_of, check_columns, held_out, training_batches
+from qlip.t2i.train import T2ITask, T2ITaskConfig
+from qlip.train.fit import FitConfig
+from qlip.train.log import read_log
+from qlip.train.parallel import ComputeConfig
+
+FP32 = ComputeConfig(device="cpu", precision="fp32")
+WIDTH = 12
+
+
+class Reader:
+    """A number of vectors that depends on the text alone."""
+
+    name, width, num_text_tokens = "qlip", WIDTH, 5
+
+    def __call__(self, texts, whole=False):
+        seeds = [torch.Generator().manual_seed(sum(text.encode())) for text in texts]
+        return [torch.randn(1 + len(text) % 5, WIDTH, generator=s) for text, s in zip(texts, seeds, strict=True)]
+
+
+def write(folder: Path, count: int, num_tokens=(2, 3), bits=8, id_hash="0123456789abcdef", seed=0) -> Path:
+    """Pictures of two kinds, each with its words; one has several captions."""
+    rng = np.random.default_rng(seed)
+    kinds = rng.integers(0, 2, count)
+    tokens = np.where(kinds[:, None] == 1, 2**bits - 1, 5) ^ rng.integers(0, 2, (count, np.prod(num_tokens)))
+    kept = {
+        "caption": [("a cat", "two dogs")[kind] for kind in kinds],
+        "captions": [[f"cat {i}", "kitten"] if kind == 0 else None for i, kind in enumerate(kinds)],
+        "label": kinds.tolist(),
+    }
+    keys = [f"picture {i}" for i in range(count)]
+    about = TokenFormat("qlip-tiny", id_hash, bits, num_tokens)
+    write_token_file(folder / "tokens.parquet", about, keys, tokens, kept)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return TokenDataset(write(tmp_path_factory.mktemp("tokens"), 40), 4)
+
+
+def test_batches_depend_on_seed_and_step_alone(dataset):
+    def take(**options):
+        return list(islice(training_batches(dataset, Reader(), 0.5, 8, 3, **options), 6))
+
+    whole, later = take(), take(start_step=2)
+    shares = [take(rank=rank, world_size=2) for rank in range(2)]
+    for i, batch in enumerate(whole):
+        for name in ("sub_tokens", "lengths", "dropped"):
+            assert torch.equal(torch.cat([share[i][name] for share in shares]), batch[name]), name
+        assert i < 2 or torch.equal(later[i - 2]["condition"], batch["condition"])
+    dropped = torch.cat([batch["dropped"] for batch in whole])
+    assert 10 < int(dropped.sum()) < 38
+    assert len({int(length) for batch in whole for length in batch["lengths"]}) > 1
+
+
+def test_captions_are_drawn_and_labels_given(dataset):
+    rows = dataset.__getitems__(range(40))
+    some = next(i for i, several in enumerate(rows["captions"]) if several)
+    for choice, text in ((0.0, f"cat {some}"), (0.9, "kitten")):
+        batch = batch_of(rows, Reader(), np.full(40, choice))
+        found = batch["condition"][some, -int(batch["lengths"][some]) :]
+        assert torch.equal(found, Reader()([text])[0])
+    assert batch_of(rows, None)["condition"].flatten().tolist() == rows["label"]
+    rows["label"][3] = None
+    with pytest.raises(InputError, match="picture 3 has no words or label"):
+        batch_of(rows, None)
+    with pytest.raises(InputError, match="no label: tokenize again with --keep label"):
+        check_columns(type("Rows", (), {"columns": ("key", "caption")}), None)
+
+
+def test_parts_and_recomputation_change_nothing(dataset):
+    batch = next(training_batches(dataset, Reader(), 0.3, 8))
+    settings = [{}, {"micro_batch_size": 2, "recompute": True}]
+    tasks = [T2ITask(small_t2i(), T2ITaskConfig(), replace(FP32, **s), 8) for s in settings]
+    first, second = (task.step(batch, 1) for task in tasks)
+    for name, value in first.items():
+        assert abs(float(value - second[name])) < 1e-5, name
+    for (name, one), other in zip(tasks[0].model.named_parameters(), tasks[1].model.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=1e-6, msg=name)
+
+
+def test_held_out_bits_are_the_models_own(dataset):
+    model = small_t2i()
+    found = held_out(model, dataset, Reader(), 10, batch_size=4)
+    batch = batch_of(dataset.__getitems__(range(0, 40, 4)), Reader())
+    inputs = [batch[name] for name in ("condition", "lengths", "sub_tokens")]
+    for name, flag in (("bits_per_image", False), ("bits_per_image_unconditional", True)):
+        expected = model.bits_per_image(model(*inputs, torch.full((10,), flag)).item())
+        assert abs(found[name] - expected) < 1e-4
+    assert held_out(small_t2i(condition_dropout=0.0), dataset, Reader(), 3).keys() == {"bits_per_image"}
+
+
+@pytest.mark.parametrize("changes", [{}, {"bits": 2}, {"bits": 8, "embedding": "bits"}, CLASSES], ids=str)
+def test_it_learns_what_the_words_say(tmp_path, changes):
+    """Of raw 48 bits a picture has one of its own a token, and one that says its kind, as its words do."""
+    model = small_t2i(**changes)
+    reader = None if model.config.with_classes else Reader()
+    train, val = (
+        TokenDataset(write(tmp_path / str(seed), 200, seed=seed), model.config.bits) for seed in (1, 2)
+    )
+    task = T2ITask(model, T2ITaskConfig(lr=1e-2), FP32, 20)
+    for step, batch in enumerate(islice(training_batches(train, reader, 0.2, 20), 50), 1):
+        task.step(batch, step)
+    found = held_out(task.snapshot(), val, reader, 200)
+    assert 5.9 < found["bits_per_image"] < 6.7
+    assert 6.9 < found["bits_per_image_unconditional"] < 8.2
+
+
+def recipe(tokens: Path, **changes) -> t2i.T2IRecipe:
+    data = t2i.T2IDataConfig(tokens=(tokens,), val_tokens=(tokens,))
+    fit = FitConfig(6, warmup_steps=1, log_every=1, eval_every=6, save_every=3, best=None)
+    small = {"size": "tiny", "bits": 4, "condition": "classes", "num_classes": 2, "batch_size": 8, "dropout": 0.0}
+    small |= {"data": data, "fit": fit, "device": "cpu", "precision": "fp32"}
+    return t2i.T2IRecipe(**small | changes)
+
+
+def losses(out: Path) -> torch.Tensor:
+    return torch.tensor([entry["loss"] for entry in read_log(out / "log.jsonl") if "loss" in entry])
+
+
+@pytest.mark.slow
+def test_a_run_resumes_exactly(tmp_path):
+    """What is random here are dropout, order and conditions."""
+    tokens = write(tmp_path / "tokens", 40)
+    whole = recipe(tokens, dropout=0.1)
+    assert t2i.run(whole, tmp_path / "whole")
+    short = replace(whole, fit=replace(whole.fit, steps=6, save_every=1))
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    for path in (tmp_path / "again" / "checkpoints").iterdir():
+        if "0000003" not in path.name:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(tmp_path / "again" / "model")
+    assert t2i.run(short, tmp_path / "again", resume=True)
+    assert torch.equal(losses(tmp_path / "whole"), losses(tmp_path / "again"))
+    one, other = (load(tmp_path / name / "model").state_dict() for name in ("whole", "again"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    with pytest.raises(InputError, match="another 'bits'"):
+        t2i.run(recipe(tokens, bits=8), tmp_path / "again", resume=True)
+
+
+def worker(index: int, port: int, tokens: Path, out: Path, sharding: str) -> None:
+    os.environ |= {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    t2i.run(recipe(tokens, sharding=sharding), out / sharding)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(tmp_path):
+    tokens = write(tmp_path / "tokens", 40)
+    t2i.run(recipe(tokens), tmp_path / "alone")
+    for sharding in ("ddp", "fsdp"):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        mp.spawn(worker, (port, tokens, tmp_path, sharding), nprocs=2)
+        found, expected = losses(tmp_path / sharding), losses(tmp_path / "alone")
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_other_ids_and_missing_words_are_refused(tmp_path):
+    tokens = write(tmp_path / "other", 8, (8, 8), 28)
+    with pytest.raises(InputError, match="ids 0123456789abcdef of 'qlip-tiny', but 'qlip-tiny' makes"):
+        t2i.run(recipe(tokens, condition="qlip", num_classes=0), tmp_path / "run")
+    with pytest.raises(InputError, match="name token files or folders with --tokens"):
+        t2i.run(recipe(tokens, data=t2i.T2IDataConfig()), tmp_path / "run")
+    with pytest.raises(InputError, match="bits=5 does not divide"):
+        t2i.run(recipe(tokens, bits=5), tmp_path / "run")
+    with pytest.raises(InputError, match="num_classes 0"):
+        t2i.run(recipe(tokens, num_classes=0), tmp_path / "run")
+    with pytest.raises(InputError, match="features are of texts"):
+        data = t2i.T2IDataConfig(tokens=(tokens,), features=(tokens,))
+        t2i.run(recipe(tokens, data=data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_on_the_bundled_tokenizer(tmp_path, run):
+    """By the command line: two steps, a record that reads back, a model that knows its tokenizer."""
+    id_hash = qlip.load("qlip-tiny").id_hash()
+    tokens = write(tmp_path / "tokens", 8, (8, 8), 28, id_hash)
+    options = "--batch-size 4 --steps 2 --warmup-steps 1 --max-val 4 --device cpu".split()
+    out = tmp_path / "run"
+    code, _, err = run("train", "t2i-tiny", "--tokens", tokens, "--val-tokens", tokens, *options, "--out", out)
+    assert code == 0 and "qlip generate" in err, err
+    evaluated = [entry for entry in read_log(out / "log.jsonl") if "eval/bits_per_image" in entry]
+    assert 1000 < evaluated[-1]["eval/bits_per_image"] < 1792.1
+    config = load(out / "model").config
+    assert (config.tokenizer, config.id_hash, config.condition) == ("qlip-tiny", id_hash, "qlip")
+    assert t2i.is_recipe(str(out / "recipe.json"))
+    assert t2i.load_recipe(str(out / "recipe.json")).batch_size == 4
