@@ -14,12 +14,18 @@ if TYPE_CHECKING:
     from qlip.model.checkpoint import load
     from qlip.model.config import QLIPConfig
     from qlip.model.qlip import QLIP
+    from qlip.t2i.pipeline import load_t2i
 
     __version__: str
 
-__all__ = ["QLIP", "QLIPConfig", "__version__", "load"]
+__all__ = ["QLIP", "QLIPConfig", "__version__", "load", "load_t2i"]
 
-_HOMES = {"load": "qlip.model.checkpoint", "QLIP": "qlip.model.qlip", "QLIPConfig": "qlip.model.config"}
+_HOMES = {
+    "load": "qlip.model.checkpoint",
+    "load_t2i": "qlip.t2i.pipeline",
+    "QLIP": "qlip.model.qlip",
+    "QLIPConfig": "qlip.model.config",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import tyro
 from rich.logging import RichHandler
 
-from qlip.cli import data, eval, figures, llava, tokenizer, tokens, training
+from qlip.cli import data, eval, figures, llava, t2i, tokenizer, tokens, training
 from qlip.cli.options import CONFIG, err, rank
 from qlip.errors import InputError, SharedError
 
@@ -26,6 +26,8 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "reconstruct": tokenizer.reconstruct,
     "classify": tokenizer.classify,
     **FROM_RECIPE,
+    "generate": t2i.generate,
+    "features": t2i.features,
     "export": training.export,
     "publish": training.publish,
     "push": training.push,

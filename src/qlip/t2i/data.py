@@ -85,6 +85,7 @@ def batch_of(rows: dict[str, Any], reader: Reader, choice: np.ndarray | None = N
     }
 
 
+@torch.no_grad()
 def held_out(
     model: Any, dataset: TokenDataset, reader: Reader, max_pictures: int, batch_size: int = 64
 ) -> dict[str, float]:

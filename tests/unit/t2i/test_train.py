@@ -117,9 +117,7 @@ def test_it_learns_what_the_words_say(tmp_path, changes):
     """Of raw 48 bits a picture has one of its own a token, and one that says its kind, as its words do."""
     model = small_t2i(**changes)
     reader = None if model.config.with_classes else Reader()
-    train, val = (
-        TokenDataset(write(tmp_path / str(seed), 200, seed=seed), model.config.bits) for seed in (1, 2)
-    )
+    train, val = (TokenDataset(write(tmp_path / str(seed), 200, seed=seed), model.config.bits) for seed in (1, 2))
     task = T2ITask(model, T2ITaskConfig(lr=1e-2), FP32, 20)
     for step, batch in enumerate(islice(training_batches(train, reader, 0.2, 20), 50), 1):
         task.step(batch, step)
@@ -210,3 +208,19 @@ def test_a_run_on_the_bundled_tokenizer(tmp_path, run):
     assert (config.tokenizer, config.id_hash, config.condition) == ("qlip-tiny", id_hash, "qlip")
     assert t2i.is_recipe(str(out / "recipe.json"))
     assert t2i.load_recipe(str(out / "recipe.json")).batch_size == 4
+
+
+def test_features_computed_before_train_as_those_computed_meanwhile(tmp_path, run):
+    id_hash = qlip.load("qlip-tiny").id_hash()
+    tokens = write(tmp_path / "tokens", 8, (8, 8), 28, id_hash)
+    code, _, err = run("features", tokens, "--condition", "qlip", "--dtype", "float32", "--out", tmp_path / "f")
+    assert code == 0 and "features of 8 texts" in err.replace("\n", " "), err
+    made = recipe(tokens, condition="qlip", num_classes=0, fit=FitConfig(2, warmup_steps=0, best=None))
+    before = replace(made, data=replace(made.data, features=(tmp_path / "f",)))
+    for name, one in (("meanwhile", made), ("before", before)):
+        assert t2i.run(one, tmp_path / name)
+    one, other = (load(tmp_path / name / "model") for name in ("meanwhile", "before"))
+    assert one.config == other.config
+    torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=1e-4)
+    with pytest.raises(InputError, match="features are of 'qlip', and condition is 'google/flan-t5-xl'"):
+        t2i.run(replace(before, condition="google/flan-t5-xl"), tmp_path / "other")

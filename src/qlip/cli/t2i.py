@@ -1,0 +1,105 @@
+"""Commands of text to image: draw pictures, compute features of captions."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from qlip.cli.options import Device, Json, count_pictures, print_json, say, track
+from qlip.errors import InputError
+
+
+def generate(
+    prompts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT…")] = (),
+    /,
+    *,
+    model: Path,
+    out: Path,
+    prompt_file: Path | None = None,
+    num: int = 1,
+    cfg: float = 7.5,
+    seed: int = 0,
+    temperature: float = 1.0,
+    top_k: int = 1000,
+    top_p: float = 1.0,
+    batch_size: int = 16,
+    tokenizer: str | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    device: Device = "auto",
+    json: Json = False,
+) -> int:
+    """Draw pictures after words, with a text-to-image model.
+
+    Args:
+        prompts: What should be in the pictures; of a model of labels their numbers.
+        model: Folder of the model, such as RUN/model of `qlip train t2i-tiny`.
+        out: Folder for the PNGs and grid.png.
+        prompt_file: A file with further prompts, one a line.
+        num: Pictures of each prompt.
+        cfg: How strongly the prompt counts, from 1.
+        seed: Of the first picture of each prompt; the next has one more.
+        temperature: Below 1 more of the likely, above 1 more of the rest.
+        top_k: Only so many of the likeliest sub-tokens; 0: all.
+        top_p: Only the likeliest sub-tokens that together have this share.
+        batch_size: Pictures at once.
+        tokenizer: That draws the tokens; default: the one that the model was trained with.
+        dtype: Of the model's weights.
+    """
+    import torch
+
+    from qlip.jobs.generate import generate_files, read_prompts
+    from qlip.t2i.pipeline import load_t2i
+
+    every = [*prompts, *(read_prompts(prompt_file) if prompt_file else ())]
+    if not every:
+        raise InputError("there is no prompt: say what should be in the picture, or name a --prompt-file")
+    drawn = generate_files(
+        load_t2i(model, tokenizer=tokenizer, device=device, dtype=getattr(torch, dtype)),
+        every,
+        out,
+        num,
+        seed,
+        track("drawing"),
+        cfg=cfg,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        batch_size=batch_size,
+    )
+    if json:
+        print_json([asdict(picture) for picture in drawn])
+    say(f"{count_pictures(len(drawn))} in {out}, all of them in {out / 'grid.png'}")
+    return 0
+
+
+def features(
+    tokens: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH…")],
+    /,
+    *,
+    out: Path,
+    condition: str = "google/flan-t5-xl",
+    num_text_tokens: int = 120,
+    tokenizer: str | None = None,
+    dtype: Literal["float32", "float16", "bfloat16"] = "float16",
+    device: Device = "auto",
+) -> int:
+    """Compute what an encoder makes of the captions of token files, once, for `qlip train t2i-… --features`.
+
+    Args:
+        tokens: Token files, and folders of them, with captions.
+        out: The new file, .safetensors; it must fit into memory, so give a file for each of many token files.
+        condition: qlip for the tokenizer's text tower, or an encoder of `transformers`.
+        num_text_tokens: The most of a caption that is read.
+        tokenizer: Whose text tower; default: the one that the token files name.
+        dtype: Of the features in the file.
+    """
+    import torch
+
+    from qlip.jobs.features import compute_features
+
+    count = compute_features(
+        tokens, out, condition, num_text_tokens, tokenizer, getattr(torch, dtype), device, track("reading")
+    )
+    say(f"features of {count:,} texts in {out}")
+    return 0
