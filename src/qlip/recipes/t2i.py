@@ -127,7 +127,7 @@ RECIPES = {
 
 _ABOUT = {
     "t2i-xl": "LlamaGen's GPT-XL on 2 × 14 bits a token, after FLAN-T5-XL, as in the paper.",
-    "t2i-tiny": "a model of 15 M parameters on qlip-tiny's tokens, after its own text tower, on a CPU.",
+    "t2i-tiny": "a model of 14 M parameters on qlip-tiny's tokens, after its own text tower, on a CPU.",
 }
 
 
