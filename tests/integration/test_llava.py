@@ -132,3 +132,27 @@ def test_score(run, tmp_path):
     assert code == 0 and json.loads(out)["accuracy"] == 0.5
     code, out, _ = run("llava", "score", "pope", tmp_path / "a.jsonl", "--labels", tmp_path / "l.jsonl")
     assert code == 0 and "recall        1.0000" in out
+
+
+@pytest.mark.slow
+def test_the_tiny_experiment(trained, color_data, tmp_path, monkeypatch, capsys):
+    """All arms for two steps each; called again, it trains nothing."""
+    from benchmarks import llava_tiny
+
+    options = (
+        f"--out {tmp_path}/arms --llm {trained[0]}/llm --train {color_data}/train.parquet "
+        f"--val {color_data}/val.parquet --classes {color_data}/classes.json --reconstruction qlip-tiny "
+        f"--pretrain-steps 2 --finetune-steps 2 --max-val 8 --device cpu --results {tmp_path}/results"
+    ).split()
+    monkeypatch.setattr(sys, "argv", ["llava_tiny.py", *options])
+    llava_tiny.main()
+    written = (tmp_path / "results" / "llava-tiny.md").read_text()
+    assert all(f"| {name} |" in written for name in llava_tiny.ARMS) and "| 61.2 |" in written
+    found = json.loads((tmp_path / "results" / "llava-tiny.json").read_text())
+    assert found["layer -2"]["random"]["num_questions"] == 16 and found["layer -2"]["num_val"] == 8
+    questions = json.loads((tmp_path / "arms" / "data" / "finetune.json").read_text())
+    answers = [entry["conversations"][1]["value"] for entry in questions]
+    assert abs(answers.count("Yes") - answers.count("No")) <= 1
+    monkeypatch.setattr(llava_tiny, "run", None)
+    llava_tiny.main()
+    assert json.loads((tmp_path / "results" / "llava-tiny.json").read_text()) == found

@@ -126,8 +126,8 @@ RECIPES = {
         _FINETUNE,
         data=LlavaDataConfig(max_length=256),
         task=LlavaTaskConfig(train="llm", lr=5e-4),
-        fit=FitConfig(steps=500, warmup_steps=15, eval_every=500, save_every=100, best=None),
-        batch_size=32,
+        fit=FitConfig(steps=1000, warmup_steps=30, eval_every=1000, save_every=100, best=None),
+        batch_size=16,
     ),
 }
 
