@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pyarrow as pa
@@ -77,7 +78,7 @@ def test_every_protocol(run, color_data, captioned, model, protocol, tmp_path, m
     assert code == 0, err
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     words = (argument.name if isinstance(argument, Path) else str(argument) for argument in arguments)
-    assert found["protocol"] == protocol and found["command"] == " ".join(["qlip", "eval", *words])
+    assert found["protocol"] == protocol and found["command"] == shlex.join(["qlip", "eval", *words])
     assert found["models"] == [{"name": "small", "id_hash": qlip.load(model).id_hash(), "dtype": "float32"}]
     numbers = found["results"]["small"]
     assert METRICS[protocol] <= numbers.keys() and found["settings"]["resize"] == "crop"
