@@ -214,7 +214,7 @@ def draw(record: dict[str, Any], folder: Path) -> "Figure":
     plain(left, "Pictures", "$\\alpha_a : \\alpha_r$", "PSNR (dB)")
     plain(right, "Words", "$\\alpha_a : \\alpha_r$", "zero-shot accuracy, % of that of 1:0")
     left.set_ylim(bottom=0)
-    right.set_ylim(0, 115)
+    right.set_ylim(0, max(115, 1.05 * right.get_ylim()[1]))
     for axis in (left, right):
-        axis.legend(frameon=False, fontsize=9, loc="lower center")
+        axis.legend(frameon=False, fontsize=9, loc="lower center" if axis is left else "lower left")
     return figure
