@@ -16,7 +16,7 @@ demo: setup
 	$(BIN)/qlip demo --out report
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4
 
 check: setup
 	$(BIN)/ruff check src tests benchmarks examples
