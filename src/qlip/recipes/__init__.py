@@ -3,7 +3,6 @@
 A recipe is found by its name, or read back from the `recipe.json` that a run leaves.
 """
 
-import json
 import pkgutil
 from importlib import import_module
 from pathlib import Path
@@ -39,7 +38,7 @@ def load_recipe(name: str) -> "TrainRecipe":
     Raises:
         InputError: there is no such recipe, or the file is not one.
     """
-    from qlip.recipes.plain import from_plain
+    from qlip.recipes.record import read_recipe
     from qlip.recipes.stage1 import Recipe
     from qlip.recipes.stage2 import Stage2Recipe
 
@@ -47,11 +46,7 @@ def load_recipe(name: str) -> "TrainRecipe":
         return _module(name).RECIPE
     if not Path(name).is_file():
         raise InputError(f"no recipe {name!r}: use one of {recipe_names()}, or the recipe.json of a run")
-    try:
-        record = json.loads(Path(name).read_text(encoding="utf-8"))
-        return from_plain({1: Recipe, 2: Stage2Recipe}[record.get("stage", 1)], record["recipe"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{name}: not a recipe ({error})") from error
+    return read_recipe(name, {1: Recipe, 2: Stage2Recipe})
 
 
 def _module(name: str):

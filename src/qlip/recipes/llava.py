@@ -9,7 +9,6 @@ With `torchrun` on several GPUs; `--sharding fsdp` shares the model out. An epoc
 5; section 6 has the numbers to expect. The hours have not been measured.
 """
 
-import json
 import logging
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
@@ -27,14 +26,14 @@ from qlip.errors import InputError
 from qlip.llava.data import PLAIN_TEMPLATE, ConversationFile, Conversations, num_image_tokens
 from qlip.llava.model import FeatureSource, build, load
 from qlip.llava.task import LlavaTask, LlavaTaskConfig
-from qlip.recipes.plain import from_plain
-from qlip.recipes.record import write_record
+from qlip.recipes.record import read_recipe, write_record
 from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank, world_size
 from qlip.train.fit import FitConfig, fit, start_checkpoint
 from qlip.train.parallel import ComputeConfig
 from qlip.train.plot import require_matplotlib
 from qlip.train.trackers import require
 
+STAGE = "llava"  # in `recipe.json`
 logger = logging.getLogger("qlip")
 
 
@@ -154,10 +153,7 @@ def load_recipe(name: str) -> LlavaRecipe:
         return RECIPES[name]
     if not Path(name).is_file():
         raise InputError(f"no recipe {name!r}: use one of {list(RECIPES)}, or the recipe.json of a run")
-    try:
-        return from_plain(LlavaRecipe, json.loads(Path(name).read_text(encoding="utf-8"))["recipe"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{name}: not a recipe ({error})") from error
+    return read_recipe(name, {STAGE: LlavaRecipe})
 
 
 def run(recipe: LlavaRecipe, out: Path, resume: bool = False) -> bool:
@@ -226,7 +222,7 @@ def _prepare(recipe: LlavaRecipe, device: torch.device) -> tuple[LlavaTask, Conv
 
 
 def _record(recipe: LlavaRecipe, num_samples: int, out: Path, resumed: bool) -> None:
-    write_record(recipe, "llava", num_samples, out)
+    write_record(recipe, STAGE, num_samples, out)
     if not resumed:
         (out / SKIPPED).unlink(missing_ok=True)
 

@@ -1,6 +1,7 @@
 """What a run says of itself: `recipe.json`, its recipe and when it was started and resumed."""
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,23 @@ from qlip.train.parallel import ComputeConfig
 
 _MAY_CHANGE_DATA = {"data.num_workers", "data.max_skipped_share", "data.shuffle_buffer", "data.cache"}
 _MAY_CHANGE = {"fit", *_MAY_CHANGE_DATA, *ComputeConfig.__dataclass_fields__}
+
+
+def read_recipe(path: str | Path, kinds: Mapping[int | str, type]) -> Any:
+    """The recipe of a run's `recipe.json`.
+
+    Args:
+        path: the file.
+        kinds: for each `stage` that `write_record` may have been given, the recipe's class.
+
+    Raises:
+        InputError: it is something else.
+    """
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        return from_plain(kinds[record.get("stage", 1)], record["recipe"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not a recipe ({error})") from error
 
 
 def write_record(recipe: Any, stage: int | str, num_samples: int | None, out: Path) -> None:

@@ -22,8 +22,7 @@ import tyro
 from qlip.data.token_dataset import TokenDataset
 from qlip.errors import InputError
 from qlip.model.checkpoint import load as load_tokenizer
-from qlip.recipes.plain import from_plain
-from qlip.recipes.record import write_record
+from qlip.recipes.record import read_recipe, write_record
 from qlip.t2i.checkpoint import save
 from qlip.t2i.condition import OWN, FeatureFiles, TextReader, open_reader
 from qlip.t2i.config import CLASSES, SIZES, Embedding, Size, T2IConfig
@@ -150,12 +149,7 @@ def load_recipe(name: str) -> T2IRecipe:
     Raises:
         InputError: the file is not a recipe.
     """
-    if name in RECIPES:
-        return RECIPES[name]
-    try:
-        return from_plain(T2IRecipe, json.loads(Path(name).read_text(encoding="utf-8"))["recipe"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{name}: not a recipe ({error})") from error
+    return RECIPES[name] if name in RECIPES else read_recipe(name, {STAGE: T2IRecipe})
 
 
 def run(recipe: T2IRecipe, out: Path, resume: bool = False) -> bool:
