@@ -29,15 +29,11 @@ def train(*arguments: str) -> int:
         raise InputError("--out is missing: name the folder of the run")
     model = args.out / "model"
     if isinstance(args.recipe, t2i.T2IRecipe):
-        finished, left = (
-            t2i.run(args.recipe, args.out, args.resume),
-            f'the model is in {model}; try: qlip generate "a dog" --model {model} --out pictures',
-        )
+        finished = t2i.run(args.recipe, args.out, args.resume)
+        left = f'the model is in {model}; try: qlip generate "a dog" --model {model} --out pictures'
     else:
-        finished, left = (
-            run(args.recipe, args.out, args.resume),
-            f"the tokenizer is in {model}; try: qlip verify {model}",
-        )
+        finished = run(args.recipe, args.out, args.resume)
+        left = f"the tokenizer is in {model}; try: qlip verify {model}"
     say(left if finished else f"stopped with a checkpoint in {args.out}; the same command with --resume goes on")
     return 0
 

@@ -96,9 +96,7 @@ class TowerReader:
                 check_length(text, length, self.num_text_tokens)
         input_ids, attention_mask = self.vocabulary(texts)
         lengths = attention_mask.sum(1).clamp(max=self.num_text_tokens).tolist()
-        input_ids = input_ids[:, : max(lengths)].to(
-            self.model.device
-        )  # causal: what is cut changes nothing before
+        input_ids = input_ids[:, : max(lengths)].to(self.model.device)  # causal: the cut changes nothing before it
         states = self.model.text_model.states(input_ids).float()
         return [row[:length] for row, length in zip(states, lengths, strict=True)]
 
