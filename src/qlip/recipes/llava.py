@@ -118,15 +118,16 @@ RECIPES = {
         _PRETRAIN,
         vision="qlip-tiny",
         data=LlavaDataConfig(template="plain", max_length=256),
+        task=LlavaTaskConfig(train="projector", lr=2e-3),
         fit=FitConfig(steps=150, warmup_steps=5, eval_every=150, save_every=50, best=None),
         batch_size=32,
     ),
     "llava-tiny-finetune": replace(
         _FINETUNE,
         data=LlavaDataConfig(max_length=256),
-        task=LlavaTaskConfig(train="llm", lr=5e-4),
-        fit=FitConfig(steps=1000, warmup_steps=30, eval_every=1000, save_every=100, best=None),
-        batch_size=16,
+        task=LlavaTaskConfig(train="llm", lr=1e-3),
+        fit=FitConfig(steps=800, warmup_steps=25, eval_every=800, save_every=100, best=None),
+        batch_size=32,
     ),
 }
 
