@@ -75,6 +75,8 @@ class Options:
         arms: which; by default all that can be.
         pretrain_steps: of the first stage; None takes the recipe's.
         finetune_steps: of the second.
+        num_classes: how many of the classes are shown and asked about, evenly spread; None: all. Fewer are learnt
+            sooner.
         max_val: held-out photographs, evenly spread; four questions about each.
         precision: of the training; on this kind of machine "bf16" may be the faster one.
         device: "auto" takes a GPU if there is one.
@@ -91,6 +93,7 @@ class Options:
     arms: tuple[str, ...] = ()
     pretrain_steps: int | None = None
     finetune_steps: int | None = None
+    num_classes: int | None = None
     max_val: int = 1000
     precision: str = "bf16"
     device: str = "auto"
@@ -107,17 +110,39 @@ def conversation(question: str, answer: str) -> list[dict[str, str]]:
     return [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
 
 
-def write_data(options: Options, names: Sequence[str], num_pretrain: int, num_finetune: int) -> Path:
+class Shown:
+    """Samples of some classes, evenly spread, which are numbered anew."""
+
+    def __init__(self, samples: Sequence[dict[str, Any]], classes: Sequence[int]):
+        numbers = {label: number for number, label in enumerate(classes)}
+        found = [(i, numbers[sample["label"]]) for i, sample in enumerate(samples) if sample["label"] in numbers]
+        self.samples, self.rows = samples, found
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index >= len(self):
+            raise IndexError(index)
+        i, label = self.rows[index]
+        return self.samples[i] | {"label": label}
+
+
+def write_data(
+    options: Options, samples: Shown, names: Sequence[str], num_pretrain: int, num_finetune: int
+) -> Path:
     """Write `pretrain.json`, `finetune.json` and their pictures; the folder."""
     folder = options.out / "data"
-    samples = open_indexed(options.train)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    chosen = evenly(len(samples), max(num_pretrain, num_finetune))
+    most = max(num_pretrain, num_finetune)
+    orders = [rng.permutation(len(samples)) for _ in range(-(-most // len(samples)))]
+    chosen = np.concatenate(orders)[:most].tolist()
     captions, questions = [], []
     for number, i in enumerate(track(chosen, "writing the questions", transient=True)):
-        label, file = samples[i]["label"], f"{i:06d}.jpg"
-        (folder / "images" / file).write_bytes(samples[i]["image"])
+        sample, file = samples[i], f"{i:06d}.jpg"
+        label = sample["label"]
+        (folder / "images" / file).write_bytes(sample["image"])
         other = (label + int(rng.integers(1, len(names)))) % len(names)
         asked, answer = [
             (WHAT, names[label]),
@@ -279,11 +304,13 @@ def main() -> None:
     names = [found[0] for found in read_class_names(options.classes)]
     if len(set(names)) < len(names):
         raise InputError(f"{options.classes}: two classes have one name, so that no answer tells them apart")
-    held_out = open_indexed(options.val)
+    classes = evenly(len(names), options.num_classes or len(names))
+    names = [names[i] for i in classes]
+    held_out = Shown(open_indexed(options.val), classes)
     samples = [held_out[i] for i in evenly(len(held_out), options.max_val)]
     recipes = stages(options, arms[0], options.out / "data")
     sizes = [recipe.fit.steps * recipe.batch_size for recipe in recipes]
-    data = write_data(options, names, *sizes)
+    data = write_data(options, Shown(open_indexed(options.train), classes), names, *sizes)
     results: dict[str, dict] = {}
     for name in (name for name in ARMS if name in arms or (folder(options, name) / "result.json").exists()):
         result = measure(options, name, data, names, samples)
