@@ -6,6 +6,7 @@ from importlib.metadata import version
 from importlib.resources import files
 
 from qlip.bits import unpack
+from qlip.demo.drawings import drawings_section
 from qlip.demo.parts import card, figure, raw_size, token_map, uri
 from qlip.demo.summary import Example, Photo, Summary
 from qlip.demo.tokenmap import LARGEST_GRID_WITH_BITS
@@ -60,6 +61,7 @@ nearest in size to the tokens.
 {cards}
 </div>
 </section>
+{drawings_section(summary.drawings)}
 <footer>
 {_credits(summary)}
 {_colophon(summary)}

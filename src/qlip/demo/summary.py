@@ -87,6 +87,31 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """What a model drew after a prompt: lossless WebP files."""
+
+    prompt: str
+    files: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """What a text-to-image model drew.
+
+    Attributes:
+        name: of the model.
+        size: its parameters.
+        cfg: how strongly the prompts counted.
+        rows: of each prompt its pictures.
+    """
+
+    name: str
+    size: int
+    cfg: float
+    rows: tuple[Drawing, ...]
+
+
+@dataclass(frozen=True)
 class Summary:
     """What the demo found.
 
@@ -97,6 +122,7 @@ class Summary:
         examples: one for each photo.
         held_out: what was measured of a bundled tokenizer when it was published; empty for others.
         path: of the page.
+        drawings: of a text-to-image model; None without one.
     """
 
     name: str
@@ -107,6 +133,7 @@ class Summary:
     examples: tuple[Example, ...]
     held_out: str
     path: Path
+    drawings: Drawings | None = None
 
     @property
     def num_right(self) -> int | None:
