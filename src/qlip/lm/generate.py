@@ -43,6 +43,21 @@ class Sampling:
 GREEDY = Sampling(temperature=0.0)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """Tokens that are drawn part by part from one hidden state, and read as a whole.
+
+    Attributes:
+        count: S, parts of a token.
+        embed: (B, S) ids → (B, D), what the transformer reads.
+        logits: (B, D) hidden states and the (B, s) parts that are drawn → (B, V) logits of the next part.
+    """
+
+    count: int
+    embed: Callable[[Tensor], Tensor]
+    logits: Callable[[Tensor, Tensor], Tensor]
+
+
 @torch.no_grad()
 def generate(
     model: Transformer,
@@ -56,6 +71,7 @@ def generate(
     allowed: Callable[[Tensor], Tensor] | None = None,
     positions: Tensor | None = None,
     slots: Tensor | None = None,
+    parts: Parts | None = None,
     compile: bool = False,
 ) -> Tensor:
     """Go on from prompts. A row's tokens do not depend on the others in its batch, but for how logits are rounded.
@@ -74,11 +90,12 @@ def generate(
         positions: (num_tokens, 2) rows and columns of the new tokens, with `rope_axes` 2; the prompts stand at
             (0, 0), unrotated.
         slots: (num_tokens,) which sub-tokens of their places the new tokens are, with `num_slots`.
+        parts: how a token is drawn and read that is no single id; then there are no `stop_ids` and `allowed`.
         compile: compile the step, on a GPU as CUDA graphs. The first batch of each shape (rows, longest prompt and
             new tokens) waits for it, and PyTorch compiles for no more than eight.
 
     Returns:
-        (B, num_tokens) int64 ids; fewer if all rows ended before.
+        (B, num_tokens) int64 ids; fewer if all rows ended before. With `parts` (B, num_tokens, S).
 
     Raises:
         InputError: the arguments do not fit each other or the model, or all is longer than the model's context.
@@ -88,35 +105,43 @@ def generate(
     unconditional = unconditional if guided else None
     _check(model, prompts, num_tokens, guided, seeds=seeds, unconditional=unconditional)
     _check_new(model, num_tokens, positions=positions, slots=slots)
+    if parts is not None and (stop_ids or allowed is not None or slots is not None):
+        raise InputError("stop_ids, allowed and slots are of tokens that are one id: leave them out with parts")
 
+    count = 1 if parts is None else parts.count
     inputs, padding = _left_padded(model, [*prompts, *(unconditional or ())])
     cache = Cache(model, padding, inputs.shape[1] + num_tokens - 1)
     step = _compiled_step(cache) if compile else _step
-    noise = torch.stack([_noise(seed, num_tokens) for seed in seeds], dim=1).to(device)
+    noise = torch.stack([_noise(seed, num_tokens * count) for seed in seeds], dim=1).to(device)
     stops = torch.tensor(list(stop_ids), dtype=torch.long, device=device)
-    tokens = torch.empty(len(prompts), num_tokens, dtype=torch.long, device=device)
+    tokens = torch.empty(len(prompts), num_tokens, count, dtype=torch.long, device=device)
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     places = None if positions is None else positions.to(device)
-    numbers = None if slots is None else slots.to(device)
+    numbers = [None] * num_tokens if slots is None else slots.to(device)
 
     unrotated = None if places is None else places.new_zeros(1, inputs.shape[1], 2)
-    logits = model.logits(model(inputs, unrotated, cache=cache)[:, -1])
+    hidden = model(inputs, unrotated, cache=cache)[:, -1]
     for i in range(num_tokens):
         if i:
-            token, at = tokens[:, i - 1 : i], slice(i - 1, i)
-            token = torch.cat((token, token)) if guided else token
-            place, number = (None if table is None else table[None, at] for table in (places, numbers))
-            logits = step(model, cache, token, place, number)
-        scores = guide(logits, sampling.guidance_scale) if guided else logits
-        if allowed is not None:
-            scores = scores.masked_fill(~allowed(tokens[:, :i]), -torch.inf)
-        drawn = sample(scores, sampling, noise[i])
-        tokens[:, i] = torch.where(ended, tokens[:, i - 1], drawn)
+            last = tokens[:, i - 1]
+            x = model.embed(last[:, 0], numbers[i - 1]) if parts is None else parts.embed(last)
+            hidden = step(
+                model, cache, _twice(x, guided)[:, None], None if places is None else places[None, i - 1 : i]
+            )
+        for j in range(count):
+            drawn = _twice(tokens[:, i, :j], guided)
+            logits = model.logits(hidden) if parts is None else parts.logits(hidden, drawn)
+            scores = guide(logits, sampling.guidance_scale) if guided else logits
+            if allowed is not None:
+                scores = scores.masked_fill(~allowed(tokens[:, :i, 0]), -torch.inf)
+            tokens[:, i, j] = sample(scores, sampling, noise[i * count + j])
         if stop_ids:
-            ended |= torch.isin(drawn, stops)
+            tokens[:, i] = torch.where(ended[:, None], tokens[:, i - 1], tokens[:, i])
+            ended |= torch.isin(tokens[:, i, 0], stops)
             if ended.all():
-                return tokens[:, : i + 1]
-    return tokens
+                tokens = tokens[:, : i + 1]
+                break
+    return tokens[..., 0] if parts is None else tokens
 
 
 def guide(logits: Tensor, scale: float) -> Tensor:
@@ -160,9 +185,14 @@ def restrict(logits: Tensor, sampling: Sampling) -> Tensor:
     return scores
 
 
-def _step(model: Transformer, cache: Cache, token: Tensor, place: Tensor | None, number: Tensor | None) -> Tensor:
-    """(B, 1) tokens, and what `positions` and `slots` say of them → (B, V) logits of the next."""
-    return model.logits(model(model.embed(token, number), place, cache=cache)[:, -1])
+def _step(model: Transformer, cache: Cache, x: Tensor, place: Tensor | None) -> Tensor:
+    """(B, 1, D) embeddings, and what `positions` says of them → (B, D) hidden states."""
+    return model(x, place, cache=cache)[:, -1]
+
+
+def _twice(rows: Tensor, guided: bool) -> Tensor:
+    """Rows for the conditional and the unconditional half."""
+    return torch.cat((rows, rows)) if guided else rows
 
 
 def _compiled_step(cache: Cache) -> Callable[..., Tensor]:

@@ -9,7 +9,7 @@ from tests.unit.lm.conftest import small_lm
 from qlip.errors import InputError
 from qlip.lm import generate as module
 from qlip.lm.checkpoint import load
-from qlip.lm.generate import GREEDY, Sampling, generate, guide, restrict, sample
+from qlip.lm.generate import GREEDY, Parts, Sampling, generate, guide, restrict, sample
 from qlip.lm.transformer import grid_positions
 
 LENGTHS = (3, 17, 1, 9)
@@ -213,6 +213,10 @@ BAD_ARGUMENTS = {
     "rope_axes is 1: positions": {"positions": grid_positions(2, 2)},
     "slots has 3 entries for 4 new tokens": {"slots": torch.arange(3)},
     "the sequence has 220 tokens": {"num_tokens": 220},
+    "stop_ids, allowed and slots are of tokens that are one id": {
+        "parts": Parts(2, torch.sum, torch.add),
+        "stop_ids": [1],
+    },
 }
 
 
