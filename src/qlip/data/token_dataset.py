@@ -42,7 +42,8 @@ class TokenDataset(Dataset):
     Attributes:
         format: whose ids they are, and of which grid.
         bits: the width of a sub-token.
-        columns: what each row has besides: "key", and some of "caption", "captions", "label".
+        columns: what rows have besides: "key", and some of "caption", "captions", "label"; None where a file lacks
+            one.
     """
 
     def __init__(self, paths: Source | Sequence[Source], bits: int, cache: Source | None = None):
@@ -63,7 +64,7 @@ class TokenDataset(Dataset):
         tokens_to_sub_tokens(torch.empty(0, 1, dtype=torch.int64), self.format.bits, bits)  # is there such a width
         footers = [_footer(file) for file in source.files]
         names = [footer.schema.to_arrow_schema().names for footer in footers]
-        self.columns = ("key", *(name for name in KEPT if all(name in some for some in names)))
+        self.columns = ("key", *(name for name in KEPT if any(name in some for some in names)))
         self._groups: list[tuple[Path, str, int]] = []
         rows: list[int] = []
         for file, footer in zip(source.files, footers, strict=True):
@@ -104,7 +105,7 @@ class TokenDataset(Dataset):
             row = index - (self._ends[which - 1] if which else 0)
             tokens[place] = group.tokens[row]
             for name, values in columns.items():
-                values.append(group.columns[name][row].as_py())
+                values.append(group.columns[name][row].as_py() if name in group.columns else None)
         sub_tokens = tokens_to_sub_tokens(torch.from_numpy(tokens), self.format.bits, self.bits)
         return {"sub_tokens": sub_tokens, **columns}
 

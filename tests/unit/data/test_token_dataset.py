@@ -77,7 +77,7 @@ def test_the_cache_is_made_once_and_anew_for_another_file(folder, tmp_path):
     assert again[0]["key"] == "0/0"
     write_token_file(folder / "tokens-00000.parquet", FORMAT, ["new"], np.ones((1, 6)))
     changed = TokenDataset(folder, 28, cache)
-    assert changed[0]["key"] == "new" and len(changed) == 18 and changed.columns == ("key",)
+    assert changed[0]["key"] == "new" and len(changed) == 18 and changed.columns == ("key", "caption")
     assert len(list(cache.iterdir())) == 4
 
 
