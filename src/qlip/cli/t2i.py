@@ -82,6 +82,7 @@ def features(
     num_text_tokens: int = 120,
     tokenizer: str | None = None,
     dtype: Literal["float32", "float16", "bfloat16"] = "float16",
+    classes: Path | None = None,
     device: Device = "auto",
 ) -> int:
     """Compute what an encoder makes of the captions of token files, once, for `qlip train t2i-… --features`.
@@ -93,13 +94,22 @@ def features(
         num_text_tokens: The most of a caption that is read.
         tokenizer: Whose text tower; default: the one that the token files name.
         dtype: Of the features in the file.
+        classes: JSON file of class names, if pictures have labels and no captions.
     """
     import torch
 
     from qlip.jobs.features import compute_features
 
     count = compute_features(
-        tokens, out, condition, num_text_tokens, tokenizer, getattr(torch, dtype), device, track("reading")
+        tokens,
+        out,
+        condition,
+        num_text_tokens,
+        tokenizer,
+        getattr(torch, dtype),
+        device,
+        classes,
+        track("reading"),
     )
     say(f"features of {count:,} texts in {out}")
     return 0

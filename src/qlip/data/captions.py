@@ -11,6 +11,16 @@ import numpy as np
 from qlip.data.samples import BadSample
 from qlip.errors import InputError
 
+TEMPLATES = (
+    "a photo of a {}.",
+    "a picture of a {}.",
+    "a close-up photo of a {}.",
+    "a blurry photo of a {}.",
+    "a small photo of the {}.",
+    "this is a {}.",
+    "{}",
+)
+
 
 @dataclass(frozen=True)
 class Captioner:
@@ -23,6 +33,13 @@ class Captioner:
 
     names: Sequence[Sequence[str]] = ()
     templates: Sequence[str] = ("a photo of a {}.",)
+
+    @property
+    def sentences(self) -> list[list[str]]:
+        """All that it may say of each label: the usual name in every template, then the others."""
+        return [
+            [template.replace("{}", name) for name in names for template in self.templates] for names in self.names
+        ]
 
     def __call__(self, sample: dict[str, Any], rng: np.random.Generator) -> str:
         """The sample's caption; a labelled one draws its name (half the time the usual one) and its template.
@@ -47,6 +64,15 @@ class Captioner:
         names = self.names[label]
         name = names[0] if rng.random() < 0.5 else names[int(rng.integers(len(names)))]
         return self.templates[int(rng.integers(len(self.templates)))].replace("{}", name)
+
+
+def class_sentences(path: str | Path | None) -> list[list[str]]:
+    """What `Captioner` may say of the classes of a file, in our templates; of no file nothing.
+
+    Raises:
+        InputError: the file is missing or of another form.
+    """
+    return Captioner(read_class_names(path), TEMPLATES).sentences if path else []
 
 
 def read_class_names(path: str | Path) -> list[list[str]]:

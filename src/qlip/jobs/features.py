@@ -1,11 +1,13 @@
 """Captions of token files to a file of their features."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
 
+from qlip.data.captions import class_sentences
 from qlip.data.parquet import readable
 from qlip.data.token_file import TokenFiles
 from qlip.environment import resolve_device
@@ -22,6 +24,7 @@ def compute_features(
     tokenizer: str | None = None,
     dtype: torch.dtype = torch.float16,
     device: str = "cpu",
+    classes: Path | None = None,
     track: Track = iter,
 ) -> int:
     """Compute the features of all captions, each once.
@@ -34,18 +37,20 @@ def compute_features(
         tokenizer: whose text tower "qlip" is; None: the one that the files name.
         dtype: of the features in the file.
         device: where.
+        classes: JSON file of class names, whose sentences are read, too.
         track: shows progress.
 
     Returns:
         how many texts it holds.
 
     Raises:
-        InputError: there are no captions, or the encoder is missing.
+        InputError: there are no captions, or the encoder or the file of names is missing.
     """
+    sentences = class_sentences(classes)
     source, place = TokenFiles.open(paths), resolve_device(device)
     own = load(tokenizer or source.format.model, device=place) if condition == OWN else None
     reader = open_reader(condition, own, num_text_tokens, place)
-    return write_features(out, reader, _captions(source.files), dtype, track)
+    return write_features(out, reader, chain(_captions(source.files), *sentences), dtype, track)
 
 
 def _captions(files: Sequence[Path]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from qlip.data.augment import random_resized_crop
 from qlip.data.buckets import Buckets
-from qlip.data.captions import Captioner, read_class_names
+from qlip.data.captions import TEMPLATES, Captioner, read_class_names
 from qlip.data.journal import SKIPPED, Journal
 from qlip.data.loader import TrainingSet, batches
 from qlip.data.samples import Fault, Samples, evenly, readable
@@ -39,17 +39,6 @@ from qlip.train.parallel import ComputeConfig
 from qlip.train.plot import require_matplotlib
 from qlip.train.task import Task
 from qlip.train.trackers import require
-
-TEMPLATES = (
-    "a photo of a {}.",
-    "a picture of a {}.",
-    "a close-up photo of a {}.",
-    "a blurry photo of a {}.",
-    "a small photo of the {}.",
-    "this is a {}.",
-    "{}",
-)
-
 
 logger = logging.getLogger("qlip")
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -112,5 +113,4 @@ class Recipe(TrainRecipe):
 def _captions(data: Data) -> Iterator[str]:
     """All captions of the samples, and all that class names and templates can say."""
     yield from data.train.captions()
-    for names in data.captioner.names:
-        yield from (t.replace("{}", name) for name in names for t in data.captioner.templates)
+    yield from chain.from_iterable(data.captioner.sentences)

@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from qlip.data.captions import Captioner, read_class_names
+from qlip.data.captions import Captioner, class_sentences, read_class_names
 from qlip.errors import InputError
 
 
@@ -16,6 +16,17 @@ def test_captions_use_every_name_and_template_the_usual_name_most():
     usual = (seen["cat"] + seen["a cat."]) / 3000
     assert usual == pytest.approx(1 / 2 + 1 / 6, abs=0.03)
     assert captioner({"caption": "its own", "label": 1, "key": "k"}, rng) == "its own"
+
+
+def test_sentences_begin_with_the_usual_name(tmp_path):
+    """All that the captioner may say, and of a file in our templates."""
+    assert Captioner([["cat", "puss"], ["dog"]], ("a {}.", "{}")).sentences == [
+        ["a cat.", "cat", "a puss.", "puss"],
+        ["a dog.", "dog"],
+    ]
+    (tmp_path / "c.json").write_text(json.dumps([["cat", "puss"]]))
+    found = class_sentences(tmp_path / "c.json")
+    assert found[0][0] == "a photo of a cat." and len(found[0]) == 14 and class_sentences(None) == []
 
 
 def test_a_sample_without_words_is_named():
