@@ -13,8 +13,9 @@ def chunked_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, chunk_s
     """Sum of −ln p(target) over the tokens, their logits computed `chunk_size` tokens at a time.
 
     Of several chunks each has its logits computed again in the backward pass: for one more product with the head,
-    no more than chunk_size · vocab_size exist at once. Value and gradients are those of `F.cross_entropy` over all.
-    It is a sum, so that those over several vocabularies, parts of a batch or ranks add up before they are divided.
+    no more than chunk_size · vocab_size exist at once. Value and gradients are those of `F.cross_entropy` over
+    all. It is a sum, so that those over several vocabularies, parts of a batch or ranks add up before they are
+    divided.
 
     Args:
         hidden: (..., D) hidden states, each of the token before its target; float16, bfloat16 or more.

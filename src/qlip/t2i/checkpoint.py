@@ -20,16 +20,21 @@ from qlip.t2i.model import T2I
 CONFIG, WEIGHTS, KIND = "config.json", "model.safetensors", "qlip-t2i"
 
 
-def save(model: T2I, folder: str | os.PathLike[str]) -> None:
+def save(model: T2I, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
     """Write a folder that `load` reads again, bit for bit.
 
     Everything is written beside and renamed when it is complete, so that a failure leaves what was there.
+
+    Args:
+        model: what to write.
+        folder: where.
+        dtype: of the weights in the file, such as bfloat16, which halves it; the model's by default.
 
     Raises:
         InputError: the folder cannot be written.
     """
     folder = Path(folder)
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    weights = {name: value.to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
     config = {"model_type": KIND, **asdict(model.config)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +61,7 @@ def load(
     Args:
         folder: of the checkpoint.
         device: where the model goes; "auto" takes a GPU if there is one.
-        dtype: of the weights.
+        dtype: of the weights, whatever the file has.
         id_hash: the name of the ids that the model must speak of, `QLIP.id_hash()`; None: any.
 
     Returns:

@@ -1,12 +1,13 @@
 """What a text-to-image model is, and the published sizes."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from qlip.errors import InputError
 from qlip.lm.config import LMConfig
 
 Embedding = Literal["table", "bits"]
+Head = Literal["sequence", "parallel", "chain"]
 Size = Literal["tiny", "b", "l", "xl"]
 
 CLASSES = "classes"  # the condition that is a label
@@ -25,7 +26,7 @@ def _size(width: int, mlp: int, layers: int, heads: int, dropout: float = 0.1) -
 
 
 SIZES: dict[Size, LMConfig] = {
-    "tiny": _size(256, 768, 6, 8, dropout=0.0),
+    "tiny": _size(192, 512, 6, 6, dropout=0.0),
     "b": _size(768, 2048, 12, 12),  # GPT-B of LlamaGen, 111 M
     "l": _size(1024, 2816, 24, 16),  # GPT-L, 343 M
     "xl": _size(1280, 3584, 36, 20),  # GPT-XL, 775 M; the paper's
@@ -37,7 +38,8 @@ class T2IConfig:
     """A text-to-image model.
 
     Attributes:
-        lm: the transformer; its vocabulary is that of a sub-token, its slots are those of a token.
+        lm: the transformer; its vocabulary is that of a sub-token, its slots are those of a token. With a head
+            "parallel" or "chain" it has the vocabularies of all slots, one after the other, and no slots.
         num_bits: L, the width of a token.
         bits: the width of a sub-token; divides L.
         grid: rows and columns of tokens in a picture.
@@ -50,6 +52,9 @@ class T2IConfig:
         num_classes: how many labels there are; of texts 0.
         condition_dropout: share of the pictures that are trained without their condition.
         embedding: of a sub-token: "table", a row for each, or "bits", a linear map of its bits.
+        head: how the sub-tokens of a token are predicted: "sequence", one after the other by the transformer; or
+            all from one position of it, "parallel", each by itself, or "chain", each after those before it
+            (`qlip.t2i.heads`).
     """
 
     lm: LMConfig
@@ -64,6 +69,7 @@ class T2IConfig:
     num_classes: int = 0
     condition_dropout: float = 0.1
     embedding: Embedding = "table"
+    head: Head = "sequence"
 
     def __post_init__(self):
         if self.bits < 1 or self.num_bits % self.bits:
@@ -74,15 +80,12 @@ class T2IConfig:
             raise InputError(f"condition_dropout is {self.condition_dropout}: it must be a share in [0, 1)")
         if self.embedding not in ("table", "bits"):
             raise InputError(f"embedding is {self.embedding!r}: choose table or bits")
+        if self.head not in ("sequence", "parallel", "chain"):
+            raise InputError(f"head is {self.head!r}: choose sequence, parallel or chain")
         if self.num_text_tokens < 1:
             raise InputError(f"num_text_tokens is {self.num_text_tokens}: it must be at least 1")
-        wanted = {
-            "vocab_size": 2**self.bits,
-            "num_slots": self.num_bits // self.bits,
-            "rope_axes": 2,
-            "tie_word_embeddings": False,
-            "max_position_embeddings": self.num_text_tokens + self.num_sub_tokens,
-        }
+        wanted = _shape(self.num_bits, self.bits, self.grid, self.num_text_tokens, self.head)
+        wanted |= {"rope_axes": 2, "tie_word_embeddings": False}
         for name, value in wanted.items():
             if getattr(self.lm, name) != value:
                 raise InputError(f"lm.{name} is {getattr(self.lm, name)}, but these sub-tokens need {value}")
@@ -97,9 +100,8 @@ class T2IConfig:
         """A model of a size, such as one of `SIZES`, with the vocabulary and the length that its tokens ask."""
         if bits < 1 or num_bits % bits:
             raise InputError(f"bits {bits} does not divide the {num_bits} bits of a token")
-        length = rest["num_text_tokens"] + grid[0] * grid[1] * (num_bits // bits)
-        vocabulary = {"vocab_size": 2**bits, "num_slots": num_bits // bits, "max_position_embeddings": length}
-        return cls(replace(size, rope_axes=2, **vocabulary), num_bits, bits, grid, **rest)
+        shape = _shape(num_bits, bits, grid, rest["num_text_tokens"], rest.get("head", "sequence"))
+        return cls(replace(size, rope_axes=2, **shape), num_bits, bits, grid, **rest)
 
     @property
     def with_classes(self) -> bool:
@@ -115,3 +117,19 @@ class T2IConfig:
     def num_sub_tokens(self) -> int:
         """Sub-tokens of a picture."""
         return self.grid[0] * self.grid[1] * self.num_slots
+
+    @property
+    def slots_in_sequence(self) -> int:
+        """Positions of the transformer that a token takes."""
+        return self.num_slots if self.head == "sequence" else 1
+
+
+def _shape(num_bits: int, bits: int, grid: tuple[int, int], num_text_tokens: int, head: Head) -> dict[str, Any]:
+    """What tokens ask of the transformer."""
+    slots, places = num_bits // bits, grid[0] * grid[1]
+    if head == "sequence":
+        shape = {"vocab_size": 2**bits, "num_slots": slots}
+        places *= slots
+    else:
+        shape = {"vocab_size": slots * 2**bits, "num_slots": 0}
+    return shape | {"max_position_embeddings": num_text_tokens + places}

@@ -1,6 +1,6 @@
 """Token files as a text-to-image model trains on them: sub-tokens, and what each picture is made after."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,19 @@ from qlip.t2i.config import T2IConfig
 from qlip.t2i.model import pad_left
 
 Reader = TextReader | None  # None: the condition is a label
+Sentences = Sequence[Sequence[str]]
+"""For each label what may be said of it (`qlip.data.captions.Captioner`), where pictures have no captions."""
 
 
-def check_columns(dataset: TokenDataset, reader: Reader) -> None:
+def check_columns(dataset: TokenDataset, reader: Reader, sentences: Sentences = ()) -> None:
     """Whether the rows have what the model is conditioned on.
 
     Raises:
         InputError: they do not.
     """
     wanted = ("label",) if reader is None else ("caption", "captions")
+    if reader is not None and sentences and "label" in dataset.columns:
+        return
     if not set(wanted) & set(dataset.columns):
         raise InputError(
             f"the token files have no {' or '.join(wanted)}: tokenize again with --keep {wanted[0]}, of data that "
@@ -40,6 +44,7 @@ def training_batches(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
+    sentences: Sentences = (),
 ) -> Iterator[dict[str, Any]]:
     """Endless batches, or this rank's share of them; what is drawn depends on (seed, step) alone.
 
@@ -54,16 +59,19 @@ def training_batches(
     batches = dataset.batches(batch_size, seed, start_step, rank, world_size, num_workers)
     for step, rows in enumerate(batches, start_step):
         drawn = np.random.default_rng((seed, step)).random((2, batch_size))[:, own]
-        yield batch_of(rows, reader, drawn[0]) | {"dropped": torch.from_numpy(drawn[1] < dropout)}
+        yield batch_of(rows, reader, drawn[0], sentences) | {"dropped": torch.from_numpy(drawn[1] < dropout)}
 
 
-def batch_of(rows: dict[str, Any], reader: Reader, choice: np.ndarray | None = None) -> dict[str, Any]:
+def batch_of(
+    rows: dict[str, Any], reader: Reader, choice: np.ndarray | None = None, sentences: Sentences = ()
+) -> dict[str, Any]:
     """Some rows of a `TokenDataset` as `T2I.forward` takes them, nothing dropped.
 
     Args:
-        rows: with lists of `key` and `label`, or `caption` or `captions`.
+        rows: with lists of `key` and some of `label`, `caption`, `captions`.
         reader: what reads captions; None: labels are the condition.
         choice: (B,) in [0, 1), which of several captions; by default the first.
+        sentences: said of the labels of pictures without captions.
 
     Raises:
         InputError: a picture has no words or label; names it.
@@ -74,7 +82,7 @@ def batch_of(rows: dict[str, Any], reader: Reader, choice: np.ndarray | None = N
             torch.tensor(_given(label, key)) for label, key in zip(rows["label"], rows["key"], strict=True)
         ]
     else:
-        conditions = reader([_caption(rows, i, at) for i, at in enumerate(choice)])
+        conditions = reader([_caption(rows, i, at, sentences) for i, at in enumerate(choice)])
     condition, lengths = pad_left(conditions)
     return {
         "condition": condition,
@@ -87,7 +95,12 @@ def batch_of(rows: dict[str, Any], reader: Reader, choice: np.ndarray | None = N
 
 @torch.no_grad()
 def held_out(
-    model: Any, dataset: TokenDataset, reader: Reader, max_pictures: int, batch_size: int = 64
+    model: Any,
+    dataset: TokenDataset,
+    reader: Reader,
+    max_pictures: int,
+    batch_size: int = 64,
+    sentences: Sentences = (),
 ) -> dict[str, float]:
     """The negative log-likelihood of pictures that were not trained on.
 
@@ -97,6 +110,7 @@ def held_out(
         reader: see `batch_of`.
         max_pictures: so many, evenly spread.
         batch_size: at once.
+        sentences: see `batch_of`.
 
     Returns:
         `bits_per_image`, of which a random guess needs all that a picture's tokens have; comparable between widths
@@ -108,7 +122,7 @@ def held_out(
     total = torch.zeros(2, dtype=torch.float64)
     for start in range(0, count, batch_size):
         part = indices[start : start + batch_size]
-        batch = batch_of(dataset.__getitems__(part), reader)
+        batch = batch_of(dataset.__getitems__(part), reader, sentences=sentences)
         inputs: list[Tensor] = [batch[name].to(model.device) for name in ("condition", "lengths", "sub_tokens")]
         for i in range(2):
             dropped = torch.full((len(part),), bool(i), device=model.device)
@@ -119,8 +133,15 @@ def held_out(
     return results
 
 
-def _caption(rows: dict[str, Any], i: int, choice: float) -> str:
-    several = rows.get("captions", [None] * (i + 1))[i] or [rows.get("caption", [None] * (i + 1))[i]]
+def _caption(rows: dict[str, Any], i: int, choice: float, sentences: Sentences) -> str:
+    row = {name: rows[name][i] for name in ("captions", "caption", "label") if name in rows}
+    several = row.get("captions") or [row.get("caption")]
+    if several == [None] and sentences and (label := row.get("label")) is not None:
+        if not 0 <= label < len(sentences):
+            raise InputError(
+                f"{rows['key'][i]}: label {label} has no name: give a file of {label + 1} class names"
+            )
+        several = sentences[label]
     return _given(several[int(choice * len(several))], rows["key"][i])
 
 

@@ -4,13 +4,15 @@
                                ├─ Transformer ─ logits of the next sub-token
     sub-tokens ── embedding ───┘
 
-A token of L bits is L / bits sub-tokens. All of them have the token's row and column; the text before stands at
-(0, 0), where nothing is turned, so that its length does not matter. A condition that is left out is one learned
-vector in its place.
+A token of L bits is L / bits sub-tokens. They follow one another, all with the token's row and column; or a token
+is one position, and a head predicts them from the state before it (`qlip.t2i.heads`). The text stands at (0, 0),
+where nothing is turned, so that its length does not matter. A condition that is left out is one learned vector in
+its place.
 """
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +21,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from qlip.bits import sub_tokens_to_tokens
 from qlip.errors import InputError
-from qlip.lm.generate import Sampling, generate
+from qlip.lm.generate import Parts, Sampling, generate
 from qlip.lm.loss import chunked_cross_entropy
 from qlip.lm.transformer import Transformer, causal_mask, grid_positions
 from qlip.t2i.config import T2IConfig
+from qlip.t2i.heads import HEADS
 
 PUBLISHED = Sampling(guidance_scale=7.5, top_k=1000)  # how LlamaGen and the paper sample
 
@@ -34,17 +37,20 @@ class T2I(nn.Module):
         config: what it is.
         lm: the transformer.
         condition: from features or labels to its prefix.
+        head: what predicts a whole token; None: its sub-tokens follow one another in the transformer.
     """
 
     def __init__(self, config: T2IConfig):
-        """Draw weights from a normal distribution of standard deviation 0.02; the head begins with zeros."""
+        """Draw weights from a normal distribution of standard deviation 0.02; logits begin with zeros."""
         super().__init__()
         self.config = config
         self.lm = Transformer(config.lm)
         width = config.lm.hidden_size
         if config.embedding == "bits":
-            self.lm.embed_tokens = BitEmbedding(config.bits, width)  # type: ignore[assignment]
+            words = config.lm.vocab_size >> config.bits
+            self.lm.embed_tokens = BitEmbedding(config.bits, width, words)  # type: ignore[assignment]
         self.condition = Labels(config.num_classes, width) if config.with_classes else Projector(config)
+        self.head = None if config.head == "sequence" else HEADS[config.head](config.lm, config.num_slots)
         nn.init.zeros_(self.lm.head)
 
     @property
@@ -64,16 +70,26 @@ class T2I(nn.Module):
         Returns:
             (), −ln p of a sub-token, the mean over all; `bits_per_image` gives it another unit.
         """
-        prefix, targets = self.condition(condition, dropped), sub_tokens.flatten(1)
-        length, count = prefix.shape[1], targets.shape[1]
-        self._check_count(count)
-        positions, slots = self._places(targets.device)
-        image = self.lm.embed(targets[:, :-1], slots[:-1])
-        inputs = torch.cat((prefix.to(image.dtype), image), dim=1)
+        self._check_count(sub_tokens[0].numel())
+        prefix = self.condition(condition, dropped)
+        if self.head is None:
+            targets = sub_tokens.flatten(1)
+            hidden = self._read(prefix, lengths, dropped, self.lm.embed(targets, self._places(targets.device)[1]))
+            total = chunked_cross_entropy(hidden, self.lm.head, targets)
+        else:
+            embedded = self.head.embed(self.lm, sub_tokens)
+            hidden = self._read(prefix, lengths, dropped, embedded.sum(-2))
+            total = self.head.loss(self.lm, hidden, sub_tokens, embedded)
+        return total / sub_tokens.numel()
+
+    def _read(self, prefix: Tensor, lengths: Tensor, dropped: Tensor, image: Tensor) -> Tensor:
+        """A prefix and the embeddings (B, P, D) of a picture → (B, P, D), the states before each of these."""
+        length = prefix.shape[1]
+        inputs = torch.cat((prefix.to(image.dtype), image[:, :-1]), dim=1)
+        positions, _ = self._places(image.device)
         positions = torch.cat((positions.new_zeros(length, 2), positions[:-1]))[None]
         read = torch.where(dropped, 1, lengths)
-        hidden = self.lm(inputs, positions, _prefix_mask(read, length, inputs.shape[1]))
-        return chunked_cross_entropy(hidden[:, length - 1 :], self.lm.head, targets) / targets.numel()
+        return self.lm(inputs, positions, _prefix_mask(read, length, inputs.shape[1]))[:, length - 1 :]
 
     def bits_per_image(self, loss: Tensor | float) -> float:
         """What `forward` gives → bits for a whole picture; comparable between widths of sub-tokens."""
@@ -118,21 +134,31 @@ class T2I(nn.Module):
         drawn = generate(
             self.lm,
             prefixes,
-            self.config.num_sub_tokens,
+            len(positions),
             sampling,
             seeds=seeds,
             unconditional=[nothing] * len(prefixes),
             positions=positions,
-            slots=slots,
+            slots=slots if self.head is None else None,
+            parts=self._parts(),
             compile=compile,
         )
-        sub_tokens = drawn.unflatten(1, (-1, self.config.num_slots))
+        sub_tokens = drawn.reshape(len(prefixes), -1, self.config.num_slots)
         return sub_tokens_to_tokens(sub_tokens, self.config.num_bits, self.config.bits)
 
+    def _parts(self) -> Parts | None:
+        """How `generate` draws whole tokens."""
+        if (head := self.head) is None:
+            return None
+        return Parts(
+            self.config.num_slots, lambda ids: head.embed(self.lm, ids).sum(-2), partial(head.logits, self.lm)
+        )
+
     def _places(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Positions and slots of a picture's sub-tokens."""
-        positions = grid_positions(*self.config.grid, self.config.num_slots).to(device)
-        return positions, torch.arange(len(positions), device=device) % self.config.num_slots
+        """Rows and columns, and slots, of the transformer's positions in a picture."""
+        count = self.config.slots_in_sequence
+        positions = grid_positions(*self.config.grid, count).to(device)
+        return positions, torch.arange(len(positions), device=device) % count
 
     def _check_count(self, count: int) -> None:
         if count != self.config.num_sub_tokens:
@@ -180,18 +206,20 @@ class Labels(nn.Module):
 
 
 class BitEmbedding(nn.Module):
-    """A sub-token's vector as a linear map of its bits, taken as −1 and 1."""
+    """A sub-token's vector as a linear map of its bits, taken as −1 and 1; each slot's vocabulary has its own."""
 
-    def __init__(self, bits: int, width: int):
+    def __init__(self, bits: int, width: int, num_slots: int):
         super().__init__()
-        self.bits, self.proj = bits, nn.Linear(bits, width, bias=False)
+        self.bits, self.num_slots = bits, num_slots
+        self.proj = nn.Linear(num_slots * bits, width, bias=False)
         nn.init.normal_(self.proj.weight, std=0.02)
 
     def forward(self, ids: Tensor) -> Tensor:
         """(...) → (..., D)."""
         shifts = torch.arange(self.bits - 1, -1, -1, device=ids.device)  # `unpack` would check, and wait for a GPU
         signs = ((ids[..., None] >> shifts) & 1) * 2 - 1
-        return self.proj(signs.to(self.proj.weight.dtype))
+        slots = F.one_hot(ids >> self.bits, self.num_slots)
+        return self.proj((slots[..., None] * signs[..., None, :]).flatten(-2).to(self.proj.weight.dtype))
 
 
 def pad_left(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

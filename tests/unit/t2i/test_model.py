@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.unit.t2i.conftest import CLASSES, small_config, small_t2i
+from safetensors.torch import load_file
+from tests.unit.t2i.conftest import BASE, CLASSES, small_config, small_t2i
 
 from qlip.bits import tokens_to_sub_tokens
 from qlip.errors import InputError
 from qlip.lm.generate import Sampling
 from qlip.lm.transformer import Cache
+from qlip.recipes.t2i import RECIPES
 from qlip.t2i.checkpoint import load, save, skeleton
 from qlip.t2i.config import SIZES, T2IConfig
 from qlip.t2i.model import pad_left
@@ -23,6 +25,10 @@ FORMS = {
     "8 slots": {"bits": 1},
     "bits": {"embedding": "bits"},
     "classes": CLASSES,
+    "parallel": {"head": "parallel"},
+    "chain": {"head": "chain"},
+    "8 bits in a chain": {"head": "chain", "bits": 1},
+    "bits in a chain": {"head": "chain", "embedding": "bits", **CLASSES},
 }
 
 
@@ -52,13 +58,16 @@ def step_by_step(model, row, sub_tokens, dropped: bool) -> float:
     prefix = model.condition(row[None], torch.tensor([dropped]))
     prefix = prefix[:, -1:] if dropped else prefix
     positions, slots = model._places(torch.device("cpu"))
-    ids, total = sub_tokens.flatten(), 0.0
-    cache = Cache(model.lm, torch.zeros(1, dtype=torch.long), prefix.shape[1] + len(ids))
-    hidden = model.lm(prefix, torch.zeros(1, prefix.shape[1], 2, dtype=torch.long), cache=cache)
-    for i, target in enumerate(ids):
-        total -= float(F.log_softmax(model.lm.logits(hidden[0, -1]), -1)[target])
-        x = model.lm.embed(target[None, None], slots[i : i + 1])
-        hidden = model.lm(x, positions[None, i : i + 1], cache=cache)
+    parts, total = model._parts(), 0.0
+    tokens = sub_tokens.reshape(len(positions), -1)
+    cache = Cache(model.lm, torch.zeros(1, dtype=torch.long), prefix.shape[1] + len(tokens))
+    hidden = model.lm(prefix, torch.zeros(1, prefix.shape[1], 2, dtype=torch.long), cache=cache)[:, -1]
+    for i, token in enumerate(tokens):
+        for j, target in enumerate(token):
+            logits = parts.logits(hidden, token[None, :j]) if parts else model.lm.logits(hidden)
+            total -= float(F.log_softmax(logits[0], -1)[target])
+        x = parts.embed(token[None]) if parts else model.lm.embed(token, slots[i])
+        hidden = model.lm(x[:, None], positions[None, i : i + 1], cache=cache)[:, -1]
     return total
 
 
@@ -106,9 +115,10 @@ def test_guidance_of_one_is_the_condition_alone_and_of_zero_is_without_it():
     assert not torch.equal(plain, without)
 
 
-def test_generated_tokens_follow_the_models_distribution():
-    """Of two places of a bit each: 4,000 pictures against the exact probabilities, by χ² of 3 degrees."""
-    model = small_t2i(num_bits=2, bits=1, grid=(1, 1))
+@pytest.mark.parametrize("head", ["sequence", "parallel", "chain"])
+def test_generated_tokens_follow_the_models_distribution(head):
+    """Of two sub-tokens of a bit each: 4,000 pictures against the exact probabilities, by χ² of 3 degrees."""
+    model = small_t2i(num_bits=2, bits=1, grid=(1, 1), head=head)
     row = conditions(model, 1)[0]
     every = torch.arange(4)[:, None]
     exact = [math.exp(-step_by_step(model, row, tokens_to_sub_tokens(t[None], 2, 1), False)) for t in every]
@@ -162,6 +172,33 @@ def test_a_folder_holds_all_of_it(tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.name not in ("config.json", "model.safetensors")]
 
 
+def test_a_folder_of_half_the_size_holds_what_bfloat16_does(tmp_path):
+    model = small_t2i(head="chain")
+    save(model, tmp_path, dtype=torch.bfloat16)
+    assert all(value.dtype == torch.bfloat16 for value in load_file(tmp_path / "model.safetensors").values())
+    for dtype in (torch.float32, torch.bfloat16):
+        again = load(tmp_path, dtype=dtype)
+        for name, value in model.state_dict().items():
+            assert torch.equal(value.bfloat16().to(dtype), again.state_dict()[name])
+
+
+def test_the_tiny_one_is_small_enough_to_bundle():
+    recipe = RECIPES["t2i-tiny"]
+    shape = {"num_bits": 28, "bits": recipe.bits, "grid": (8, 8), "head": recipe.head}
+    rest = BASE | shape | {"condition_width": 128, "num_text_tokens": 32}
+    model = skeleton(T2IConfig.of(SIZES["tiny"], **rest))
+    assert 2 * sum(p.numel() for p in model.parameters()) < 8_000_000
+
+
+def test_only_a_chain_knows_what_the_sub_tokens_of_a_token_say_of_each_other():
+    """Logits of the second sub-token, after two first ones."""
+    for head, depends in (("parallel", False), ("chain", True)):
+        model = small_t2i(head=head)
+        hidden = torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
+        one, other = (model._parts().logits(hidden, torch.tensor([[i]])) for i in (3, 4))
+        assert torch.equal(one, other) != depends
+
+
 def test_errors_say_what_to_do(tmp_path):
     model = small_t2i()
     save(model, tmp_path / "model")
@@ -186,5 +223,9 @@ def test_errors_say_what_to_do(tmp_path):
         small_config(bits=3)
     with pytest.raises(InputError, match="lm.vocab_size is 16, but these sub-tokens need 256"):
         replace(small_config(), bits=8)
+    with pytest.raises(InputError, match="head is 'depth': choose sequence, parallel or chain"):
+        small_config(head="depth")
+    with pytest.raises(InputError, match="lm.vocab_size is 16, but these sub-tokens need 32"):
+        replace(small_config(), head="chain")
     with pytest.raises(InputError, match="num_classes 3"):
         small_config(num_classes=3)

@@ -83,6 +83,19 @@ def test_captions_are_drawn_and_labels_given(dataset):
         found = batch["condition"][some, -int(batch["lengths"][some]) :]
         assert torch.equal(found, Reader()([text])[0])
     assert batch_of(rows, None)["condition"].flatten().tolist() == rows["label"]
+    named = {
+        "key": ["a", "b"],
+        "label": [0, 1],
+        "captions": [None, ["dogs"]],
+        "sub_tokens": rows["sub_tokens"][:2],
+    }
+    said = [["a photo of a cat.", "cat"], ["a photo of a dog.", "dog"]]
+    for choice, texts in ((0.0, ["a photo of a cat.", "dogs"]), (0.9, ["cat", "dogs"])):
+        found = batch_of(named, Reader(), np.full(2, choice), said)
+        for row, length, text in zip(found["condition"], found["lengths"], texts, strict=True):
+            assert torch.equal(row[-int(length) :], Reader()([text])[0])
+    with pytest.raises(InputError, match="b: label 5 has no name: give a file of 6 class names"):
+        batch_of(named | {"label": [0, 5], "captions": [None, None]}, Reader(), None, said)
     rows["label"][3] = None
     with pytest.raises(InputError, match="picture 3 has no words or label"):
         batch_of(rows, None)
@@ -112,7 +125,10 @@ def test_held_out_bits_are_the_models_own(dataset):
     assert held_out(small_t2i(condition_dropout=0.0), dataset, Reader(), 3).keys() == {"bits_per_image"}
 
 
-@pytest.mark.parametrize("changes", [{}, {"bits": 2}, {"bits": 8, "embedding": "bits"}, CLASSES], ids=str)
+LEARNERS = [{}, {"bits": 2}, {"bits": 8, "embedding": "bits"}, CLASSES, {"head": "chain", "bits": 2}]
+
+
+@pytest.mark.parametrize("changes", LEARNERS, ids=str)
 def test_it_learns_what_the_words_say(tmp_path, changes):
     """Of raw 48 bits a picture has one of its own a token, and one that says its kind, as its words do."""
     model = small_t2i(**changes)
@@ -158,22 +174,23 @@ def test_a_run_resumes_exactly(tmp_path):
         t2i.run(recipe(tokens, bits=8), tmp_path / "again", resume=True)
 
 
-def worker(index: int, port: int, tokens: Path, out: Path, sharding: str) -> None:
+def worker(index: int, port: int, tokens: Path, out: Path, sharding: str, head: str) -> None:
     os.environ |= {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    t2i.run(recipe(tokens, sharding=sharding), out / sharding)
+    t2i.run(recipe(tokens, sharding=sharding, head=head), out / sharding)
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns(tmp_path):
+@pytest.mark.parametrize("head", ["sequence", "chain"])
+def test_two_processes_learn_what_one_learns(tmp_path, head):
     tokens = write(tmp_path / "tokens", 40)
-    t2i.run(recipe(tokens), tmp_path / "alone")
+    t2i.run(recipe(tokens, head=head), tmp_path / "alone")
     for sharding in ("ddp", "fsdp"):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        mp.spawn(worker, (port, tokens, tmp_path, sharding), nprocs=2)
+        mp.spawn(worker, (port, tokens, tmp_path, sharding, head), nprocs=2)
         found, expected = losses(tmp_path / sharding), losses(tmp_path / "alone")
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
@@ -195,7 +212,7 @@ def test_other_ids_and_missing_words_are_refused(tmp_path):
 
 
 def test_a_run_on_the_bundled_tokenizer(tmp_path, run):
-    """By the command line: two steps, a record that reads back, a model that knows its tokenizer."""
+    """By the command line: two steps, a record that reads back, a model that knows its tokenizer, and draws."""
     id_hash = qlip.load("qlip-tiny").id_hash()
     tokens = write(tmp_path / "tokens", 8, (8, 8), 28, id_hash)
     options = "--batch-size 4 --steps 2 --warmup-steps 1 --max-val 4 --device cpu".split()
@@ -208,6 +225,8 @@ def test_a_run_on_the_bundled_tokenizer(tmp_path, run):
     assert (config.tokenizer, config.id_hash, config.condition) == ("qlip-tiny", id_hash, "qlip")
     assert t2i.is_recipe(str(out / "recipe.json"))
     assert t2i.load_recipe(str(out / "recipe.json")).batch_size == 4
+    picture = qlip.load_t2i(out / "model").generate("a cat", cfg=2.0)[0]
+    assert picture.size == (64, 64)
 
 
 def test_features_computed_before_train_as_those_computed_meanwhile(tmp_path, run):
