@@ -105,6 +105,15 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(run, arguments, tmp_pa
     ).read_bytes()
 
 
+def test_a_step_that_is_not_finite_can_be_done_again(run, arguments, tmp_path):
+    code, _, err = run(*arguments, "--lr", "1e30", "--grad-clip", "inf", "--out", tmp_path / "run")
+    (dump,) = (tmp_path / "run" / "nonfinite").iterdir()
+    assert code == 1 and f"--replay {dump}" in " ".join(err.split()), err
+    code, said, err = run("llava", "train", tmp_path / "run" / "recipe.json", "--replay", dump)
+    assert code == 0, err
+    assert json.loads(said) == json.loads((dump / "report-0.json").read_text())["values"]
+
+
 def test_what_is_wrong_is_said_before_anything_is_written(run, arguments, trained, tmp_path):
     folder = trained[0]
     (tmp_path / "bad.json").write_text("[]")

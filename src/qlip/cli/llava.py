@@ -7,17 +7,21 @@ from typing import Annotated, Literal
 import tyro
 
 from qlip.cli.options import CONFIG, Device, Json, print_json, say
-from qlip.cli.training import parse_recipe
+from qlip.cli.training import REPLAY, parse_recipe
 from qlip.errors import InputError
 
 
 def train(*arguments: str) -> int:
     """Train a stage: `qlip llava train RECIPE --out DIR [--resume] [any field of the recipe]`."""
-    from qlip.recipes.llava import describe_recipes, load_recipe, run
+    from qlip.recipes.llava import describe_recipes, do_again, load_recipe, run
 
-    args = parse_recipe("llava train", train.__doc__, USAGE + describe_recipes(), load_recipe, arguments, {})
+    usage, more = USAGE + describe_recipes(), {"replay": (Path | None, None, REPLAY)}
+    args = parse_recipe("llava train", train.__doc__, usage, load_recipe, arguments, more)
     if isinstance(args, int):
         return args
+    if args.replay:
+        print_json(do_again(args.recipe, args.replay))
+        return 0
     if args.out is None:
         raise InputError("--out is missing: name the folder of the run")
     if run(args.recipe, args.out, args.resume):

@@ -21,9 +21,8 @@ def train(*arguments: str) -> int:
     if isinstance(args, int):
         return args
     if args.replay:
-        if isinstance(args.recipe, t2i.T2IRecipe):
-            raise InputError("--replay is for recipes of tokenizers: leave it out")
-        print_json(do_again(args.recipe, args.replay))
+        again = t2i.do_again if isinstance(args.recipe, t2i.T2IRecipe) else do_again
+        print_json(again(args.recipe, args.replay))
         return 0
     if args.out is None:
         raise InputError("--out is missing: name the folder of the run")

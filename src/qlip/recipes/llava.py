@@ -29,6 +29,7 @@ from qlip.llava.task import LlavaTask, LlavaTaskConfig
 from qlip.recipes.record import read_recipe, write_record
 from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank, world_size
 from qlip.train.fit import FitConfig, fit, start_checkpoint
+from qlip.train.nonfinite import for_json, replay
 from qlip.train.parallel import ComputeConfig
 from qlip.train.plot import require_matplotlib
 from qlip.train.trackers import require
@@ -194,6 +195,17 @@ def run(recipe: LlavaRecipe, out: Path, resume: bool = False) -> bool:
             trained = task.snapshot()
             on_first_rank(partial(_save, trained, dataset.processor, out / "model"))
         return finished
+
+
+def do_again(recipe: LlavaRecipe, folder: Path) -> dict[str, float | str]:
+    """Do the step again that a run left when a loss was not finite; see `qlip.train.nonfinite`.
+
+    Returns:
+        this process's values, for JSON.
+    """
+    with processes(recipe.device) as device:
+        task, _ = on_all_ranks(partial(_prepare, replace(recipe, device=device.type), device))
+        return for_json(replay(task, folder, recipe.seed))
 
 
 def _prepare(recipe: LlavaRecipe, device: torch.device) -> tuple[LlavaTask, Conversations]:

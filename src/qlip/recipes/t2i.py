@@ -35,6 +35,7 @@ from qlip.t2i.model import T2I
 from qlip.t2i.train import T2ITask, T2ITaskConfig
 from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank, world_size
 from qlip.train.fit import Evaluator, FitConfig, fit, start_checkpoint
+from qlip.train.nonfinite import for_json, replay
 from qlip.train.parallel import ComputeConfig
 from qlip.train.plot import require_matplotlib
 from qlip.train.trackers import require
@@ -200,6 +201,20 @@ def run(recipe: T2IRecipe, out: Path, resume: bool = False) -> bool:
             trained = task.snapshot()
             on_first_rank(partial(save, trained, out / "model"))
         return finished
+
+
+def do_again(recipe: T2IRecipe, folder: Path) -> dict[str, float | str]:
+    """Do the step again that a run left when a loss was not finite; see `qlip.train.nonfinite`.
+
+    Returns:
+        this process's values, for JSON.
+    """
+    with processes(recipe.device) as device:
+        recipe = replace(recipe, device=device.type)
+        dataset = on_all_ranks(partial(_open, recipe, recipe.data.tokens))
+        reader = on_all_ranks(partial(_reader, recipe, dataset, device))
+        task = on_all_ranks(partial(_task, recipe, dataset, reader, device))
+        return for_json(replay(task, folder, recipe.seed))
 
 
 def _open(recipe: T2IRecipe, paths: tuple[Path, ...]) -> TokenDataset:

@@ -1,5 +1,7 @@
 """Batches, a step, and whole runs: parts, processes and interruptions change nothing."""
 
+import json
+import math
 import os
 import shutil
 import socket
@@ -179,6 +181,19 @@ def worker(index: int, port: int, tokens: Path, out: Path, sharding: str, head: 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     t2i.run(recipe(tokens, sharding=sharding, head=head), out / sharding)
+
+
+def test_a_step_that_is_not_finite_can_be_done_again(tmp_path, run):
+    tokens, out = write(tmp_path / "tokens", 40), tmp_path / "run"
+    exploding = recipe(tokens, task=T2ITaskConfig(lr=1e30, grad_clip=math.inf))
+    with pytest.raises(InputError, match=r"step 2: grad_norm.* not finite.*--replay"):
+        t2i.run(exploding, out)
+    dump = out / "nonfinite" / "step-0000002"
+    code, said, err = run("train", out / "recipe.json", "--replay", dump)
+    assert code == 0, err
+    assert json.loads(said) == json.loads((dump / "report-0.json").read_text())["values"]
+    with pytest.raises(InputError, match="not a step that a run left"):
+        t2i.do_again(exploding, tmp_path / "nowhere")
 
 
 @pytest.mark.slow
