@@ -24,7 +24,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from qlip.bits import tokens_to_sub_tokens
-from qlip.data.loader import order
+from qlip.data.loader import order, outlive_sigterm
 from qlip.data.parquet import readable
 from qlip.data.token_file import KEPT, ROW_GROUP, TokenFiles, TokenFormat
 from qlip.errors import InputError, one_line
@@ -142,7 +142,13 @@ class TokenDataset(Dataset):
         share = batch_size // world_size
         mine = slice(rank * share, (rank + 1) * share)
         sampler = ([i for _, i in batch[mine]] for batch in order(len(self), batch_size, seed, start_step))
-        yield from DataLoader(self, batch_sampler=sampler, collate_fn=_as_it_is, num_workers=num_workers)  # type: ignore[arg-type]
+        yield from DataLoader(
+            self,
+            batch_sampler=sampler,  # type: ignore[arg-type]
+            collate_fn=_as_it_is,
+            num_workers=num_workers,
+            worker_init_fn=outlive_sigterm,
+        )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
+import multiprocessing
+import os
 import pickle
+import signal
+from contextlib import closing
 from itertools import islice
 
 import numpy as np
@@ -112,3 +116,14 @@ def test_large_files_in_random_order_ask_for_a_cache(folder, tmp_path, monkeypat
     assert not caplog.text
     TokenDataset(folder, 7)
     assert "24 rows of Parquet in random order are slow: give a cache=" in caplog.text
+
+
+def test_workers_outlive_a_signal_to_the_whole_group(dataset):
+    """It is for the training to answer: the batches that it needs until then still come."""
+    with closing(dataset.batches(4, num_workers=1)) as batches:
+        next(batches)
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGTERM)
+        assert len([next(batches) for _ in range(8)]) == 8 and worker.is_alive()
+    worker.join(10)
+    assert not worker.is_alive()
