@@ -144,8 +144,8 @@ class TokenDataset(Dataset):
         sampler = ([i for _, i in batch[mine]] for batch in order(len(self), batch_size, seed, start_step))
         yield from DataLoader(
             self,
-            batch_sampler=sampler,  # type: ignore[arg-type]
-            collate_fn=_as_it_is,
+            batch_sampler=sampler,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]
             num_workers=num_workers,
             worker_init_fn=outlive_sigterm,
         )

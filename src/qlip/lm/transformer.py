@@ -66,8 +66,8 @@ def rotate(x: Tensor, tables: Tables) -> Tensor:
 def grid_positions(height: int, width: int, num_slots: int = 1) -> Tensor:
     """(height · width · num_slots, 2) rows and columns, row by row; the sub-tokens of a place share them.
 
-    They count from 1: at (0, 0) nothing is turned, and there stands the text before the image. (LlamaGen's table has
-    zeros for it, which make the text's queries and keys zero.)
+    They count from 1: at (0, 0) nothing is turned, and there stands the text before the image. (LlamaGen's table
+    has zeros for it, which make the text's queries and keys zero.)
     """
     rows, columns = torch.meshgrid(torch.arange(1, height + 1), torch.arange(1, width + 1), indexing="ij")
     return torch.stack((rows, columns), dim=-1).flatten(0, 1).repeat_interleave(num_slots, dim=0)
