@@ -46,7 +46,12 @@ OPTIONAL = {  # the one file or folder, or the few, that may import it
     "onnx": "integrations/onnx.py",
     "onnxscript": "integrations/onnx.py",
     "onnxruntime": "integrations/onnx.py",
-    "transformers": ("integrations/transformers/", "llava/model.py", "t2i/transformers_reader.py"),
+    "transformers": (
+        "integrations/transformers/",
+        "llava/model.py",
+        "t2i/transformers_reader.py",
+        "eval/clip_score.py",
+    ),
     "peft": "llava/task.py",
 }
 

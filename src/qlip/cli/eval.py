@@ -18,7 +18,8 @@ from qlip.cli.options import (
     say,
 )
 from qlip.cli.options import track as watch
-from qlip.eval.options import FeatureName, Options, PerceptualName, ProbeConfig
+from qlip.errors import InputError
+from qlip.eval.options import Drawing, FeatureName, Options, PerceptualName, ProbeConfig, Scoring
 
 Sources = Annotated[
     tuple[str, ...],
@@ -26,7 +27,7 @@ Sources = Annotated[
     tyro.conf.arg(metavar="SOURCE…", help="Pictures: files, folders, shards, datasets:NAME; see docs/data.md."),
 ]
 
-OPTIONS, PROBE = Options(), ProbeConfig()
+OPTIONS, PROBE, DRAWING, SCORING = Options(), ProbeConfig(), Drawing(), Scoring()
 Shared = Annotated[Options, tyro.conf.arg(name="")]
 Perceptual = Annotated[
     PerceptualName,
@@ -140,12 +141,44 @@ def compare(
     return _show(evaluate_compare(models, sources, options, watch, perceptual), json)
 
 
+def t2i(
+    sources: Sources,
+    /,
+    *,
+    model: str | None = None,
+    drawn: tuple[str, ...] = (),
+    tokenizer: str | None = None,
+    drawing: Annotated[Drawing, tyro.conf.arg(name="")] = DRAWING,
+    scoring: Annotated[Scoring, tyro.conf.arg(name="")] = SCORING,
+    options: Shared = OPTIONS,
+    json: Json = False,
+) -> int:
+    """Draw after the words of pictures and measure: gFID or a stand-in, CLIPScore, right classes.
+
+    Args:
+        model: Folder of a text-to-image model, such as RUN/model.
+        drawn: Instead of a model, sources of pictures that were drawn, with captions or labels.
+        tokenizer: That draws the tokens, and that rebuilds the reference beside; default: the model's own.
+    """
+    from qlip.eval.drawings import evaluate_drawn
+    from qlip.jobs.evaluate_t2i import evaluate_t2i
+
+    if bool(model) == bool(drawn):
+        raise InputError("name either a --model that draws, or pictures that were --drawn")
+    if model:
+        found = evaluate_t2i(model, sources, options, watch, scoring, drawing, tokenizer)
+    else:
+        found = evaluate_drawn(drawn, sources, options, watch, scoring, tokenizer)
+    return _show(found, json)
+
+
 Protocol = (
     Annotated[int, tyro.conf.subcommand("zero-shot", constructor=zero_shot)]
     | Annotated[int, tyro.conf.subcommand("retrieval", constructor=retrieval)]
     | Annotated[int, tyro.conf.subcommand("reconstruction", constructor=reconstruction)]
     | Annotated[int, tyro.conf.subcommand("linear-probe", constructor=linear_probe)]
     | Annotated[int, tyro.conf.subcommand("compare", constructor=compare)]
+    | Annotated[int, tyro.conf.subcommand("t2i", constructor=t2i)]
 )
 
 
@@ -161,9 +194,9 @@ def _show(found: dict[str, Any], json: bool) -> int:
     if json:
         print_json(found)
     else:
-        print_table(_side_by_side(found) if found["protocol"] == "compare" else _table(found))
+        print_table(TABLES.get(found["protocol"], _table)(found))
     say(f"{found['data']['num_samples']:,} pictures; all of it is in {found['folder']}/results.json")
-    failed = [line for name in ("train_failed", "failed") for line in found["data"].get(name, [])]
+    failed = [line for name in ("train_failed", "drawn_failed", "failed") for line in found["data"].get(name, [])]
     return finish(found["data"]["num_samples"], failed, strict=False)
 
 
@@ -187,3 +220,18 @@ def _side_by_side(found: dict[str, Any]) -> Table:
     for who, numbers in rows.items():
         table.add_row(f"[bold]{escape(who)}", *(shown(name, numbers[name], False) for name in names))
     return table
+
+
+def _beside_the_reference(found: dict[str, Any]) -> Table:
+    """Drawn pictures and what they are compared with: a column each, with intervals."""
+    from qlip.eval.results import label, shown
+
+    rows = found["results"]
+    table = Table("", *map(escape, rows), box=None, padding=(0, 2, 0, 0))
+    for name in dict.fromkeys(name for numbers in rows.values() for name in numbers):
+        cells = (shown(name, numbers[name]) if name in numbers else "" for numbers in rows.values())
+        table.add_row(f"[bold]{escape(label(name))}", *cells)
+    return table
+
+
+TABLES = {"compare": _side_by_side, "t2i": _beside_the_reference}

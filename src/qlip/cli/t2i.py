@@ -1,8 +1,9 @@
 """Commands of text to image: draw pictures, compute features of captions."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -17,7 +18,8 @@ def generate(
     model: Path,
     out: Path,
     prompt_file: Path | None = None,
-    num: int = 1,
+    layout: Literal["geneval", "dpg"] | None = None,
+    num: int | None = None,
     cfg: float = 7.5,
     seed: int = 0,
     temperature: float = 1.0,
@@ -35,8 +37,9 @@ def generate(
         prompts: What should be in the pictures; of a model of labels their numbers.
         model: Folder of the model, such as RUN/model of `qlip train t2i-tiny`.
         out: Folder for the PNGs and grid.png.
-        prompt_file: A file with further prompts, one a line.
-        num: Pictures of each prompt.
+        prompt_file: A file with further prompts, one a line; of a benchmark its own.
+        layout: Write what the scorer of GenEval or DPG-Bench reads; what is there is not drawn again.
+        num: Pictures of each prompt; default 1, of a benchmark 4.
         cfg: How strongly the prompt counts, from 1.
         seed: Of the first picture of each prompt; the next has one more.
         temperature: Below 1 more of the likely, above 1 more of the rest.
@@ -49,27 +52,29 @@ def generate(
     import torch
 
     from qlip.jobs.generate import generate_files, read_prompts
+    from qlip.jobs.layouts import DEFAULT_NUM, draw_layout
     from qlip.t2i.pipeline import load_t2i
 
-    every = [*prompts, *(read_prompts(prompt_file) if prompt_file else ())]
-    if not every:
+    if layout and (prompts or not prompt_file):
+        raise InputError(f"--layout {layout} is of the benchmark's own prompts: name them with --prompt-file")
+    every = [*prompts, *(read_prompts(prompt_file) if prompt_file and not layout else ())]
+    if not every and not layout:
         raise InputError("there is no prompt: say what should be in the picture, or name a --prompt-file")
-    drawn = generate_files(
-        load_t2i(model, tokenizer=tokenizer, device=device, dtype=getattr(torch, dtype)),
-        every,
-        out,
-        num,
-        seed,
-        track("drawing"),
-        cfg=cfg,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        batch_size=batch_size,
-    )
+    painter = load_t2i(model, tokenizer=tokenizer, device=device, dtype=getattr(torch, dtype))
+    settings: dict[str, Any] = {"cfg": cfg, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    settings["batch_size"] = batch_size
+    if num is None:
+        num = DEFAULT_NUM if layout else 1
+    rest = (out, num, seed, track("drawing"))
+    if layout and prompt_file:
+        files: Sequence[Any] = draw_layout(painter, layout, prompt_file, *rest, **settings)
+        said = f"{len(files):,} files in {out}, as the scorer of {layout} reads them"
+    else:
+        files = generate_files(painter, every, *rest, **settings)
+        said = f"{count_pictures(len(files))} in {out}, all of them in {out / 'grid.png'}"
     if json:
-        print_json([asdict(picture) for picture in drawn])
-    say(f"{count_pictures(len(drawn))} in {out}, all of them in {out / 'grid.png'}")
+        print_json([asdict(file) for file in files])
+    say(said)
     return 0
 
 

@@ -79,7 +79,12 @@ class EfficientNetLite0(nn.Module):
     @torch.no_grad()
     def classify(self, pictures: Tensor) -> Tensor:
         """Logits (B, 1000) of ImageNet's classes, in the order of their synset ids, for pictures as above."""
-        return self._fc(self(pictures))
+        return self.logits(self(pictures))
+
+    @torch.no_grad()
+    def logits(self, features: Tensor) -> Tensor:
+        """(B, 1280) features → (B, 1000), for those who have looked already."""
+        return self._fc(features)
 
 
 def load_efficientnet(path: str | PathLike[str] | None = None) -> EfficientNetLite0:

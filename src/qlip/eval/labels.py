@@ -16,6 +16,7 @@ from qlip.data.captions import read_class_names
 from qlip.errors import InputError
 
 IMAGENET = "imagenet"
+_SYNSETS = Path(__file__).with_name("imagenet_synsets.txt")
 PLAIN_TEMPLATES = ("a photo of a {}.",)
 
 
@@ -27,11 +28,13 @@ class Classes:
         names: the words that are told apart.
         place: for each label of the data its index in `names`.
         source: where the names are from, for the record.
+        aliases: for each of `names` all that it may be called, a synset id too, in plain form.
     """
 
     names: tuple[str, ...]
     place: tuple[int, ...]
     source: str
+    aliases: tuple[frozenset[str], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.names) < 2:
@@ -81,7 +84,9 @@ def find_classes(classes: str | None, folders: Sequence[str] = ()) -> Classes:
         if not folders:
             raise InputError("the data does not name its classes: give the names with --classes")
         names = tuple(name.replace("_", " ") for name in folders)
-        return Classes(names, tuple(range(len(names))), "the data")
+        return Classes(
+            names, tuple(range(len(names))), "the data", tuple(frozenset({_plain(name)}) for name in folders)
+        )
     if classes == IMAGENET:
         entries, source = [[name] for name in imagenet_names()], "ImageNet's list in open_clip"
         aliases = [{_plain(name)} for (name,) in entries]
@@ -92,7 +97,32 @@ def find_classes(classes: str | None, folders: Sequence[str] = ()) -> Classes:
             if isinstance(entry, dict) and "wnid" in entry:
                 alias.add(_plain(entry["wnid"]))
     usual = tuple(names[0] for names in entries)
-    return Classes(usual, _places(aliases, folders, source), source)
+    return Classes(usual, _places(aliases, folders, source), source, tuple(map(frozenset, aliases)))
+
+
+def imagenet_outputs(classes: Classes) -> list[int]:
+    """Of each of the names the number of its class among ImageNet's 1,000, which are in the order of synset ids.
+
+    Found by the synset id (`wnid`, or the class folder's name), else by a name as `imagenet_names` has it.
+
+    Raises:
+        InputError: a class is none of ImageNet's, or two are the same.
+    """
+    synsets = {synset: i for i, synset in enumerate(_SYNSETS.read_text(encoding="utf-8").split())}
+    names: dict[str, int] = {}
+    if not all(synsets.keys() & aliases for aliases in classes.aliases):
+        names = {_plain(name): i for i, name in enumerate(imagenet_names())}
+    outputs: list[int] = []
+    for name, aliases in zip(classes.names, classes.aliases, strict=True):
+        found = {synsets[a] for a in aliases & synsets.keys()} or {names[a] for a in aliases & names.keys()}
+        if len(found) != 1 or found & set(outputs):
+            raise InputError(
+                f"{classes.source}: {name!r} is not one of ImageNet's 1,000 classes, which an ImageNet classifier "
+                'needs: give its synset id, {"wnid": "n01443537", "names": […]}, or leave class accuracy out '
+                "(--classifier none)"
+            )
+        outputs += found
+    return outputs
 
 
 def imagenet_names() -> list[str]:

@@ -72,3 +72,59 @@ class ProbeConfig:
         for name in ("weight_decay", "warmup_epochs", "seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}: use 0 or more")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How pictures are drawn.
+
+    Attributes:
+        num: pictures after each sample's words.
+        cfg: how strongly the words count, from 1.
+        seed: of the first picture; each further one has one more.
+        temperature: below 1 more of the likely, above 1 more of the rest.
+        top_k: only so many of the likeliest sub-tokens; 0: all.
+        top_p: only the likeliest sub-tokens that together have this share.
+    """
+
+    num: int = 1
+    cfg: float = 7.5
+    seed: int = 0
+    temperature: float = 1.0
+    top_k: int = 1000
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.num < 1 or self.seed < 0:
+            raise InputError(f"num is {self.num} and seed {self.seed}: use 1 and 0, or more")
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What drawn pictures are compared with.
+
+    Attributes:
+        reference: sources of the photographs that a Fréchet distance compares with; by default those whose words
+            are drawn after.
+        classes: "imagenet" for its 1,000 names, or a JSON file of class names; by default the data's own.
+        template: a sentence with {} for the class, to draw after; by default the data's captions, and
+            "a photo of a {}." where it has none.
+        features: networks for Fréchet distances; auto takes those whose weights are here.
+        inception_weights: file of FID's Inception; by default torch.hub's folder has it.
+        clip: folder or hub id of a CLIP for CLIPScore, such as openai/clip-vit-base-patch32.
+        qlip: a QLIP by whose own towers pictures and words are compared: the QLIP score.
+        classifier: whether a drawn picture shows its class.
+    """
+
+    reference: tuple[str, ...] = ()
+    classes: str | None = None
+    template: str | None = None
+    features: tuple[FeatureName, ...] = ("auto",)
+    inception_weights: Path | None = None
+    clip: str | None = None
+    qlip: str | None = None
+    classifier: Literal["efficientnet-lite0", "none"] = "efficientnet-lite0"
+
+    def __post_init__(self) -> None:
+        if self.template is not None and "{}" not in self.template:
+            raise InputError(f"template {self.template!r} has no {{}}: put it where the class goes")

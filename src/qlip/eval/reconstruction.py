@@ -43,15 +43,20 @@ def rebuild(
     pairs = {f.metric: (Statistics.empty(f.num_features), Statistics.empty(f.num_features)) for f in features}
 
     def score(batch: Batch) -> dict[str, Tensor]:
-        latents = model.encode(batch.pixel_values(model.need_image_processor()).to(model.device))
-        tokens = model.codes_to_tokens(model.quantize(latents)).cpu()
-        rebuilt = to_uint8(model.detokenize(tokens))
+        tokens, rebuilt = through_tokens(model, batch)
         for network in features:
             for statistics, pictures in zip(pairs[network.metric], (batch.pictures, rebuilt), strict=True):
                 statistics.add(network(pictures))
         return compare(rebuilt, batch.pictures, distances or {}, model.device) | {"tokens": tokens}
 
     return collect(batches, score), pairs
+
+
+def through_tokens(model: QLIP, batch: Batch) -> tuple[Tensor, Tensor]:
+    """A batch's tokens (B, N), and the pictures that they rebuild, (B, 3, H, W) uint8."""
+    latents = model.encode(batch.pixel_values(model.need_image_processor()).to(model.device))
+    tokens = model.codes_to_tokens(model.quantize(latents)).cpu()
+    return tokens, to_uint8(model.detokenize(tokens))
 
 
 def compare(

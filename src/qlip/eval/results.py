@@ -31,7 +31,11 @@ LABELS = {
     "lpips": ("LPIPS", "{:.4f}"),
     "st_lpips": ("ST-LPIPS", "{:.4f}"),
     "rfid": ("rFID", "{:.2f}"),
+    "gfid": ("gFID", "{:.2f}"),
     "fd_efficientnet_lite0": ("FD-EfficientNet-Lite0", "{:.2f}"),
+    "clip_score": ("CLIPScore, w = 1", "{:.4f}"),
+    "qlip_score": ("QLIP score, w = 1", "{:.4f}"),
+    "class_accuracy": ("right class, EfficientNet-Lite0", "{:.2%}"),
     "num_bytes": ("bytes an image", "{:,.0f}"),
     "bits_per_image": ("bits an image", "{:,.0f}"),
     "bits_per_pixel": ("bits a pixel", "{:.3f}"),
@@ -136,7 +140,7 @@ def title(found: Mapping[str, Any]) -> str:
 
 def _section(found: Mapping[str, Any]) -> str:
     data, used = found["data"], found["environment"]
-    (numbers,) = found["results"].values()
+    numbers = next(iter(found["results"].values()))  # below may stand what they are compared with
     failed = f", {len(data['failed'])} more could not be used" if data["failed"] else ""
     rows = [f"| {label(name)} | {shown(name, number)} |" for name, number in numbers.items()]
     return "\n".join(

@@ -26,7 +26,7 @@ from qlip.eval.batches import (
 )
 from qlip.eval.compare import draw_rates, measure_formats, measure_tokenizer
 from qlip.eval.features import load_features
-from qlip.eval.frechet import frechet_distance
+from qlip.eval.frechet import Statistics, frechet_distance
 from qlip.eval.interval import Number, mean_of
 from qlip.eval.labels import IMAGENET, PLAIN_TEMPLATES, Classes, find_classes, imagenet_templates
 from qlip.eval.linear_probe import (
@@ -125,7 +125,12 @@ class Evaluation:
 
 
 @contextmanager
-def _started(protocol: str, options: Options, tracker: Tracker, model: str | None = None) -> Iterator[Evaluation]:
+def started(protocol: str, options: Options, tracker: Tracker, model: str | None = None) -> Iterator[Evaluation]:
+    """Join the other processes; an evaluation ends with `Evaluation.finish`.
+
+    Raises:
+        InputError: the numbers cannot go into the card of `model`.
+    """
     if options.card and not (model and Path(model).is_dir()):
         raise InputError(f"--card writes into a model's folder, and {model!r} is none: name the folder")
     with processes(options.device) as device:
@@ -154,7 +159,7 @@ def evaluate_zero_shot(
     Returns:
         what stands in results.json.
     """
-    with _started("zero-shot", options, tracker, model) as run:
+    with started("zero-shot", options, tracker, model) as run:
 
         def prepare() -> tuple[QLIP, Joined, Classes, list[str]]:
             samples = open_indexed(sources)
@@ -187,7 +192,7 @@ def evaluate_retrieval(
     """Retrieval of pictures by captions and back; see `qlip.eval.retrieval`."""
     if most_captions < 1:
         raise InputError(f"most_captions is {most_captions}: use 1 or more")
-    with _started("retrieval", options, tracker, model) as run:
+    with started("retrieval", options, tracker, model) as run:
         tokenizer, samples = on_all_ranks(lambda: (run.load(model), open_indexed(sources)))
         pictures = run.pictures(samples, tokenizer)
         look = partial(embed_pairs, tokenizer, most_captions=most_captions)
@@ -209,7 +214,7 @@ def evaluate_reconstruction(
     perceptual: PerceptualName = "auto",
 ) -> Record:
     """Reconstruction; see `qlip.eval.reconstruction`."""
-    with _started("reconstruction", options, tracker, model) as run:
+    with started("reconstruction", options, tracker, model) as run:
 
         def prepare() -> tuple[QLIP, Joined, list[Any], dict[str, Distance]]:
             networks = load_features(features, run.device, inception_weights)
@@ -222,7 +227,7 @@ def evaluate_reconstruction(
         columns, pairs = gather(columns), _merge(gather_objects(pairs))
         run.note(sources, samples, columns)
         results = {name: mean_of(columns[name]) for name in ("psnr", "ssim", *distances)}
-        results |= {name.replace("fid", "rfid"): _distance(name, pair) for name, pair in pairs.items()}
+        results |= {name.replace("fid", "rfid"): distance_of(name, *pair) for name, pair in pairs.items()}
         use = code_use(columns["tokens"], tokenizer.config.num_bits)
         used = use["distinct_tokens"] * columns["tokens"].numel() / 2**tokenizer.config.num_bits
         totals = rate(tokenizer.config) | use | {"codes_used": used}
@@ -254,7 +259,7 @@ def evaluate_linear_probe(
     Returns:
         what stands in results.json.
     """
-    with _started("linear-probe", options, tracker, model) as run:
+    with started("linear-probe", options, tracker, model) as run:
         opened = on_all_ranks(lambda: (run.load(model), open_indexed(train), open_indexed(test)))
         tokenizer, train_samples, test_samples = opened
         names, held_out = train_samples.class_names, test_samples.class_names
@@ -281,7 +286,7 @@ def evaluate_compare(
     perceptual: PerceptualName = "auto",
 ) -> Record:
     """Tokenizers and file formats side by side on the same pictures; see `qlip.eval.compare`."""
-    with _started("compare", options, tracker) as run:
+    with started("compare", options, tracker) as run:
 
         def prepare() -> tuple[list[QLIP], Joined, dict[str, Distance]]:
             loaded = [run.load(name) for name in models]
@@ -347,13 +352,14 @@ def _merge(parts: list[dict[str, Pair]]) -> dict[str, Pair]:
     return merged
 
 
-def _distance(name: str, pair: Pair) -> Number:
-    original, rebuilt = pair
-    if original.count <= len(original.total):
+def distance_of(name: str, reference: Statistics, pictures: Statistics) -> Number:
+    """A Fréchet distance; the log says so if there are too few pictures for it."""
+    fewest = min(reference.count, pictures.count)
+    if fewest <= len(reference.total):
         logger.warning(
             "%s of %s pictures, fewer than its %s features: too high, and not to be compared with that of more",
             name,
-            original.count,
-            len(original.total),
+            fewest,
+            len(reference.total),
         )
-    return Number(frechet_distance(original, rebuilt))
+    return Number(frechet_distance(reference, pictures))

@@ -83,13 +83,13 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Pictures of one size in rows."""
+def grid(pictures: Sequence[Image.Image], columns: int, gap: int = GAP) -> Image.Image:
+    """Pictures of one size in rows, with white between them."""
     width, height = pictures[0].size
     rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
     for i, picture in enumerate(pictures):
-        sheet.paste(picture, (i % columns * (width + GAP), i // columns * (height + GAP)))
+        sheet.paste(picture, (i % columns * (width + gap), i // columns * (height + gap)))
     return sheet
 
 

@@ -98,15 +98,11 @@ class TextToImage:
         Raises:
             InputError: a prompt is empty or longer than the model reads, or a setting is out of its range.
         """
-        if not cfg >= 1:
-            raise InputError(
-                f"cfg is {cfg}: use 1 (the prompt as it is) or more, such as {PUBLISHED.guidance_scale}"
-            )
         if num < 1 or batch_size < 1:
             raise InputError(f"num is {num} and batch_size {batch_size}: both must be at least 1")
         if not 0 <= seed <= MAX_SEED - num:
             raise InputError(f"seed is {seed}: it must be 0 or more, and below 2^63")
-        sampling = replace(PUBLISHED, guidance_scale=cfg, temperature=temperature, top_k=top_k, top_p=top_p)
+        sampling = _sampling(cfg, temperature, top_k, top_p)
         conditions = self.read([prompts] if isinstance(prompts, str | int) else list(prompts))
         rows = [(condition, seed + k) for condition in conditions for k in range(num)]
         pictures: list[Image.Image] = []
@@ -114,8 +110,36 @@ class TextToImage:
             pictures += self._draw(rows[start : start + batch_size], sampling)
         return pictures
 
-    def read(self, prompts: Sequence[str | int]) -> list[Tensor]:
-        """Prompts as `T2I.generate` takes them.
+    def draw(
+        self,
+        rows: Sequence[tuple[str, int]],
+        *,
+        cfg: float = PUBLISHED.guidance_scale,
+        temperature: float = PUBLISHED.temperature,
+        top_k: int = PUBLISHED.top_k,
+        top_p: float = PUBLISHED.top_p,
+        batch_size: int = 16,
+    ) -> Iterator[Image.Image]:
+        """Draw a picture for each prompt and seed, for benchmarks: given as they are made, texts read as needed.
+
+        Args:
+            rows: prompts with their seeds; unlike `generate`, of a text that is too long the beginning is read.
+            cfg, temperature, top_k, top_p: see `generate`.
+            batch_size: pictures at once.
+
+        Raises:
+            InputError: see `generate`.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}: use 1 or more")
+        sampling = _sampling(cfg, temperature, top_k, top_p)
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            read = {prompt: self.read([prompt], whole=False)[0] for prompt in {prompt for prompt, _ in part}}
+            yield from self._draw([(read[prompt], seed) for prompt, seed in part], sampling)
+
+    def read(self, prompts: Sequence[str | int], whole: bool = True) -> list[Tensor]:
+        """Prompts as `T2I.generate` takes them; without `whole`, long ones cut to what the model reads.
 
         Raises:
             InputError: there are none, one is empty or too long, or is no label where the model knows labels.
@@ -127,7 +151,7 @@ class TextToImage:
         texts = [str(prompt) for prompt in prompts]
         for text in texts:
             check_prompt(text)
-        return [self.reader([text], whole=True)[0] for text in texts]  # alone: so company rounds nothing
+        return [self.reader([text], whole=whole)[0] for text in texts]  # alone: so company rounds nothing
 
     def _label(self, prompt: str | int) -> Tensor:
         most = self.model.config.num_classes
@@ -146,3 +170,9 @@ class TextToImage:
         for pixels in self.tokenizer.detokenize(tokens, self.model.config.grid):
             picture = pixels.mul(255).round().to(torch.uint8).permute(1, 2, 0)
             yield Image.fromarray(picture.numpy())
+
+
+def _sampling(cfg: float, temperature: float, top_k: int, top_p: float) -> Sampling:
+    if not cfg >= 1:
+        raise InputError(f"cfg is {cfg}: use 1 (the prompt as it is) or more, such as {PUBLISHED.guidance_scale}")
+    return replace(PUBLISHED, guidance_scale=cfg, temperature=temperature, top_k=top_k, top_p=top_p)

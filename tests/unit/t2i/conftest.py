@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 
+from qlip.t2i.checkpoint import save
 from qlip.t2i.config import SIZES, T2IConfig
 from qlip.t2i.model import T2I
 
@@ -33,3 +34,11 @@ def small_t2i(seed: int = 0, **changes) -> T2I:
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=1.0 if "embed" in name or "table" in name else 0.25)
     return model
+
+
+def written(folder, tokenizer, **changes):
+    """The folder of a random model of qlip-tiny's tokens, after its own tower."""
+    shape = {"num_bits": 28, "bits": 7, "grid": (8, 8), "id_hash": tokenizer.id_hash()}
+    words = {"condition_width": tokenizer.config.text.hidden_size, "num_text_tokens": 12}
+    save(small_t2i(**shape | words | changes), folder)
+    return folder

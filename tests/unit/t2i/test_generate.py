@@ -6,26 +6,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.unit.t2i.conftest import CLASSES, small_t2i
+from tests.unit.t2i.conftest import CLASSES, written
 
 import qlip
 from qlip.errors import InputError
 from qlip.jobs.generate import grid, read_prompts
 from qlip.lm.generate import Sampling
-from qlip.t2i.checkpoint import save
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     return qlip.load("qlip-tiny")
-
-
-def written(folder, tokenizer, **changes):
-    """The folder of a random model of qlip-tiny's tokens, after its own tower."""
-    shape = {"num_bits": 28, "bits": 7, "grid": (8, 8), "id_hash": tokenizer.id_hash()}
-    words = {"condition_width": tokenizer.config.text.hidden_size, "num_text_tokens": 12}
-    save(small_t2i(**shape | words | changes), folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
