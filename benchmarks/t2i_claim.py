@@ -1,0 +1,218 @@
+r"""The paper's Table 7 in small: do pictures follow words better where the tokens were made with words?
+
+    python benchmarks/t2i_claim.py --out runs/t2i-claim --train 'train-*.parquet' --val val.parquet \
+        --classes classes.json --aligned runs/paper-tiny/1-1e3/model --reconstruction runs/paper-tiny/0-1/model
+
+Two tokenizers of one architecture and one budget, of which one was trained for reconstruction alone. On the tokens
+of each the recipe `t2i-tiny` is trained, equal in all else, and both are measured as `qlip eval t2i` does. The
+condition is the class, since the text tower of the tokenizer without words knows none. A finished part is not done
+again, an interrupted one goes on. Writes t2i-claim.json, .md and .png: pictures of the same class and seed.
+"""
+
+import json
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+from PIL import Image, ImageDraw
+from rich.progress import track
+
+from qlip.data.captions import read_class_names
+from qlip.data.sources import open_indexed
+from qlip.environment import environment, resolve_device
+from qlip.errors import InputError
+from qlip.eval.options import Drawing, Scoring
+from qlip.eval.options import Options as EvalOptions
+from qlip.files import whole_file
+from qlip.jobs.evaluate_t2i import FOLDER, LIST, evaluate_t2i
+from qlip.jobs.tokens import tokenize
+from qlip.jobs.tokens_job import Job
+from qlip.recipes.t2i import RECIPES, T2IDataConfig, run
+from qlip.t2i.config import CLASSES
+from qlip.train.log import read_log
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+PAIRS, SIDE, MARGIN = 12, 96, 150  # of the figure: rows, pixels of a picture, pixels for the class's name
+MEASURES = {
+    "bits_per_image": "bits a picture",
+    "unconditional": "without its class",
+    "gfd": "FD",
+    "class_accuracy": "right class",
+}
+PAPER = """\
+| the paper, LlamaGen-XL on COCO-30k | gFID | CLIPScore | GenEval | DPG |
+| --- | --- | --- | --- | --- |
+| BSQ-ViT, reconstruction alone | 19.03 | .303 | .31 | 34.03 |
+| QLIP | 15.29 | .316 | .48 | 78.17 |
+"""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to train, and on what.
+
+    Attributes:
+        out: folder of tokens, trainings and drawings.
+        train: photographs with labels; see docs/data.md.
+        val: the same, held out; classes are drawn as often as they are in it, and it is the reference.
+        classes: JSON file of class names, which must be ImageNet's.
+        aligned: a tokenizer that was trained with words.
+        reconstruction: one that was not.
+        steps: of each model.
+        num_drawn: pictures that each draws, and photographs that they are compared with.
+        cfg: how strongly the class counts.
+        device: "auto" takes a GPU if there is one.
+        results: folder for the tables.
+    """
+
+    out: Path
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    classes: Path
+    aligned: str
+    reconstruction: str
+    steps: int = 3000
+    num_drawn: int = 1000
+    cfg: float = 3.0
+    device: str = "auto"
+    results: Path = RESULTS
+
+
+def measure(args: Arguments, name: str, tokenizer: str) -> dict[str, Any] | None:
+    """Tokenize, train, draw and look; None if SIGTERM stopped it."""
+    folder, num_classes = args.out / name, len(read_class_names(args.classes))
+    for part, sources in (("train", args.train), ("val", args.val)):
+        job = Job(tokenizer, sources, folder / "tokens" / part, keep=("label",), num_workers=0, device=args.device)
+        tokenize(job, lambda rows, part=part: track(rows, f"{name}: tokenizing {part}", transient=True))
+    base = RECIPES["t2i-tiny"]
+    recipe = replace(
+        base,
+        data=T2IDataConfig((folder / "tokens" / "train",), (folder / "tokens" / "val",)),
+        condition=CLASSES,
+        num_classes=num_classes,
+        tokenizer=tokenizer,
+        fit=replace(base.fit, steps=args.steps, warmup_steps=args.steps // 30, eval_every=args.steps),
+        device=args.device,
+    )
+    if not (folder / "run" / "model" / "config.json").exists() and not run(recipe, folder / "run", resume=True):
+        return None
+    last = [line for line in read_log(folder / "run" / "log.jsonl") if "eval/bits_per_image" in line][-1]
+    found = evaluate_t2i(
+        str(folder / "run" / "model"),
+        args.val,
+        EvalOptions(out=folder / "drawn", max_samples=args.num_drawn, batch_size=50, device=args.device),
+        lambda what: lambda rows: track(rows, f"{name}: {what}", transient=True),
+        Scoring(classes=str(args.classes)),
+        Drawing(cfg=args.cfg),
+    )
+    bits = {
+        "bits_per_image": last["eval/bits_per_image"],
+        "unconditional": last["eval/bits_per_image_unconditional"],
+    }
+    return {"tokenizer": tokenizer, "steps": args.steps, "bits": bits, "evaluation": found}
+
+
+def numbers(arm: dict[str, Any]) -> list[dict[str, str]]:
+    """The rows of an arm: its drawings, and what no drawing of its tokens can be expected to surpass."""
+    from qlip.eval.results import shown
+
+    rows = []
+    for i, (who, values) in enumerate(arm["evaluation"]["results"].items()):
+        distance = next((name for name in values if "fd" in name or "fid" in name), None)
+        cells = {"": who} | ({name: f"{arm['bits'][name]:,.1f}" for name in arm["bits"]} if i == 0 else {})
+        if distance:
+            cells["gfd"] = shown(distance, values[distance])
+        if "class_accuracy" in values:
+            cells["class_accuracy"] = shown("class_accuracy", values["class_accuracy"])
+        rows.append(cells)
+    return rows
+
+
+def write(args: Arguments, arms: dict[str, dict[str, Any]]) -> None:
+    """Write `t2i-claim.json`, .md and .png."""
+    used = environment(args.device)
+    names = ["", *MEASURES]
+    lines = [f"| tokens | {' | '.join(MEASURES[name] if name else '' for name in names)} |", "| --- " * 6 + "|"]
+    for name, arm in arms.items():
+        for cells in numbers(arm):
+            lines.append(f"| {name} | {' | '.join(cells.get(key, '') for key in names)} |")
+    text = "\n".join(
+        [
+            "# Text to image on tokens with and without words: the paper's Table 7 in small",
+            "",
+            f"Written by `benchmarks/t2i_claim.py`: `t2i-tiny` after the class, {args.steps:,} steps of "
+            f"{RECIPES['t2i-tiny'].batch_size}, {args.num_drawn:,} pictures drawn with guidance {args.cfg:g}. "
+            "Bits are of held-out pictures, and of each tokenizer's own tokens: what compares is how many "
+            f"the class saves. In brackets the 95 % bootstrap interval. {used['hardware']}, torch "
+            f"{used['torch']}, commit `{used['commit']}`.",
+            "",
+            *lines,
+            "",
+            "![Pairs of pictures of the same class and seed](t2i-claim.png)",
+            "",
+            PAPER,
+        ]
+    )
+    record = {
+        "settings": {key: str(value) for key, value in asdict(args).items()},
+        "environment": used,
+        "arms": arms,
+    }
+    args.results.mkdir(parents=True, exist_ok=True)
+    for suffix, content in (("json", json.dumps(record, indent=1, default=str) + "\n"), ("md", text)):
+        with whole_file(args.results / f"t2i-claim.{suffix}") as unfinished:
+            unfinished.write_text(content, encoding="utf-8")
+    pairs(args, list(arms)).save(args.results / "t2i-claim.png")
+
+
+def pairs(args: Arguments, arms: list[str]) -> Image.Image:
+    """For some classes a photograph, and what each model drew with the same seed."""
+    classes = [found[0] for found in read_class_names(args.classes)]
+    places = [args.out / arm / "drawn" for arm in arms]
+    lists = [[json.loads(line) for line in (place / LIST).read_text().splitlines()] for place in places]
+    samples = open_indexed(args.val)
+    photographs = {sample["label"]: sample["image"] for sample in (samples[i] for i in range(len(samples)))}
+    rows = [i * len(lists[0]) // PAIRS for i in range(PAIRS)]
+    sheet = Image.new("RGB", (MARGIN + SIDE * (1 + len(arms)), 20 + SIDE * PAIRS), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(["photograph", *arms]):
+        draw.text((MARGIN + SIDE * column + 4, 4), title, fill="black")
+    for at, i in enumerate(rows):
+        label, top = lists[0][i]["label"], 20 + SIDE * at
+        draw.text((4, top + SIDE // 2 - 6), classes[label][:24], fill="black")
+        files = [place / FOLDER / Path(found[i]["image"]).name for place, found in zip(places, lists, strict=True)]
+        pictures = [_open(photographs[label]), *(Image.open(file) for file in files)]
+        for column, picture in enumerate(pictures):
+            sheet.paste(
+                picture.convert("RGB").resize((SIDE - 4, SIDE - 4), Image.Resampling.BICUBIC),
+                (MARGIN + SIDE * column + 2, top + 2),
+            )
+    return sheet
+
+
+def _open(encoded: Any) -> Image.Image:
+    from qlip.model.image import read_image
+
+    return read_image(encoded)
+
+
+def main() -> None:
+    """Do what is missing, and write."""
+    args = tyro.cli(Arguments, description=__doc__)
+    args = replace(args, device=resolve_device(args.device).type)
+    arms: dict[str, dict[str, Any]] = {}
+    for name, tokenizer in (("with words", args.aligned), ("reconstruction alone", args.reconstruction)):
+        arm = measure(args, name.replace(" ", "-"), tokenizer)
+        if arm is None:
+            return
+        arms[name] = arm
+    write(args, arms)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"t2i_claim: {error}")
