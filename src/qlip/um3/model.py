@@ -167,7 +167,10 @@ class UM3(nn.Module):
         Raises:
             InputError: see there.
         """
-        rows = [torch.tensor(prompt, dtype=torch.long, device=self.device) for prompt in prompts]
+        rows, others = (
+            [torch.tensor(ids, dtype=torch.long, device=self.device) for ids in part]
+            for part in (prompts, unconditional or ())
+        )
         before = pad_sequence(rows, batch_first=True, padding_side="left", padding_value=self.config.bos)
         rule = self.config.image_ids
         return generate(
@@ -176,7 +179,7 @@ class UM3(nn.Module):
             num_tokens,
             sampling,
             seeds=seeds,
-            unconditional=unconditional and [torch.tensor(row, device=self.device) for row in unconditional],
+            unconditional=others if unconditional else None,
             stop_ids=[self.config.eos],
             allowed=lambda new: rule.allowed(torch.cat((before, new), dim=1), images),
             compile=compile,
@@ -279,7 +282,7 @@ def skeleton(config: UM3Config) -> UM3:
 
 
 def text_view(model: UM3) -> Transformer:
-    """The model as a language model alone: its rows of pictures are cut off, BOI and EOI stay. It shares weights."""
+    """The model as a language model alone: rows of pictures are cut off, BOI and EOI stay. It shares weights."""
     count, config = model.config.num_text, model.config.lm
     view = lm_skeleton(replace(config, vocab_size=count))
     cut = {
