@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from qlip.model.config import QLIPConfig
     from qlip.model.qlip import QLIP
     from qlip.t2i.pipeline import load_t2i
+    from qlip.um3.pipeline import load_um3
 
     __version__: str
 
-__all__ = ["QLIP", "QLIPConfig", "__version__", "load", "load_t2i"]
+__all__ = ["QLIP", "QLIPConfig", "__version__", "load", "load_t2i", "load_um3"]
 
 _HOMES = {
     "load": "qlip.model.checkpoint",
     "load_t2i": "qlip.t2i.pipeline",
+    "load_um3": "qlip.um3.pipeline",
     "QLIP": "qlip.model.qlip",
     "QLIPConfig": "qlip.model.config",
 }

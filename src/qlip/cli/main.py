@@ -8,7 +8,7 @@ from collections.abc import Callable
 import tyro
 from rich.logging import RichHandler
 
-from qlip.cli import data, eval, figures, llava, t2i, tokenizer, tokens, training
+from qlip.cli import data, eval, figures, llava, t2i, tokenizer, tokens, training, um3
 from qlip.cli.options import CONFIG, err, rank
 from qlip.errors import InputError, SharedError
 
@@ -28,6 +28,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     **FROM_RECIPE,
     "generate": t2i.generate,
     "features": t2i.features,
+    "um3": um3.um3,
     "export": training.export,
     "publish": training.publish,
     "push": training.push,

@@ -70,7 +70,7 @@ def generate(
         files: Sequence[Any] = draw_layout(painter, layout, prompt_file, *rest, **settings)
         said = f"{len(files):,} files in {out}, as the scorer of {layout} reads them"
     else:
-        files = generate_files(painter, every, *rest, **settings)
+        files = generate_files(painter.generate, every, *rest, **settings)
         said = f"{count_pictures(len(files))} in {out}, all of them in {out / 'grid.png'}"
     if json:
         print_json([asdict(file) for file in files])

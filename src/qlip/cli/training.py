@@ -95,21 +95,32 @@ def export(
     best: str = "psnr",
     revision: str | None = None,
     image_size: ImageSize = None,
+    text_only: bool = False,
 ) -> int:
-    """Write a tokenizer, or that of a run's checkpoint, finished or not, for others to read.
+    """Write a tokenizer, or that of a run's checkpoint, finished or not, or a UM3 for others to read.
 
     Args:
-        model: Folder of `qlip train`, or a tokenizer: a bundled name, a folder, a hub id.
+        model: Folder of `qlip train`, or a tokenizer: a bundled name, a folder, a hub id; or a UM3.
         out: The new folder.
         format: qlip: as `qlip.load` reads it; transformers: as Hugging Face's library reads it without this
             package; onnx, torch-export: as programs, see docs/export.md.
         checkpoint: Which one of a run.
         best: The evaluation's number that decides which is best.
         revision: branch, tag or commit on the hub.
+        text_only: Of a UM3, leave the rows of pictures out: a language model as any other.
     """
     from qlip.recipes.export import export as run_export
-    from qlip.recipes.export import open_tokenizer
+    from qlip.recipes.export import export_um3, open_tokenizer
+    from qlip.um3.checkpoint import is_um3
 
+    if is_um3(model):
+        if (checkpoint, revision, image_size) != ("latest", None, None):
+            raise InputError(f"{model!r} is a UM3: leave out --checkpoint, --revision and --image-size")
+        export_um3(model, out, format, text_only)
+        say(f"the {'language model' if text_only else 'model'} is in {out}")
+        return 0
+    if text_only:
+        raise InputError(f"--text-only: {model!r} is no UM3, leave it out")
     tokenizer, step = open_tokenizer(model, checkpoint, best, revision, image_size)
     agreement = run_export(tokenizer, out, format)
     if agreement is not None:

@@ -1,7 +1,7 @@
 """Prompts to files: a PNG for each picture, and a grid of all."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,6 @@ from PIL import Image
 from qlip.errors import InputError
 from qlip.eval.batches import Track
 from qlip.jobs.tokens import save_png
-from qlip.t2i.pipeline import TextToImage
 
 GRID, GAP = "grid.png", 4
 MOST_ROWS = 64  # of the grid, which is for looking at
@@ -32,7 +31,7 @@ class Drawn:
 
 
 def generate_files(
-    model: TextToImage,
+    draw: Callable[..., Sequence[Image.Image]],
     prompts: Sequence[str],
     out: Path,
     num: int = 1,
@@ -43,21 +42,21 @@ def generate_files(
     """Draw pictures and write them; the same prompts, settings and seed give the same bytes on one machine.
 
     Args:
-        model: what draws.
+        draw: what draws: `TextToImage.generate`, or `UnifiedModel.draw`.
         prompts: what.
         out: folder for `000-a-red-mug-0.png` and so on, and `grid.png`, a row for each of the first 64 prompts.
         num: pictures of each prompt.
         seed: of the first picture of each prompt.
         track: shows progress.
-        options: see `TextToImage.generate`.
+        options: see there.
 
     Returns:
         what was written, in order.
 
     Raises:
-        InputError: see `TextToImage.generate`; or a file cannot be written.
+        InputError: see there; or a file cannot be written.
     """
-    pictures = model.generate(prompts, num, seed=seed, track=track, **options)
+    pictures = draw(prompts, num, seed=seed, track=track, **options)
     drawn = []
     for i, picture in enumerate(pictures):
         number, k = divmod(i, num)

@@ -1,7 +1,7 @@
 """Checkpoints of Hugging Face's layout in and out: Llama, and Qwen3 for models with QK-norm.
 
 A checkpoint is a folder: `config.json`, and `model.safetensors` or shards of it with an index. The files of a
-tokenizer beside them are neither read nor written here.
+tokenizer beside them are not read here, and only written if they are handed over.
 """
 
 import json
@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -79,26 +79,39 @@ def load(
     return model.eval()
 
 
-def save(model: Transformer, folder: str | os.PathLike[str], *, shard_bytes: int = SHARD_BYTES) -> None:
+def save(
+    model: Transformer,
+    folder: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    companions: Mapping[str, str] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
     """Write a checkpoint that `load` and `transformers` read: a Llama, or with QK-norm a Qwen3.
 
     Everything is written beside and renamed when it is complete, so that a failure leaves what was there.
 
     Args:
-        model: on any device; its dtype is the file's. Dropout is not written.
+        model: on any device. Dropout is not written.
         folder: made if need be; the weights and the configuration of a checkpoint that is there are replaced.
+        dtype: of the weights in the file; the model's by default.
+        companions: names and contents of further files that appear with it.
         shard_bytes: the most in one file, but for a tensor that is larger; the rest goes into further ones.
 
     Raises:
         InputError: the model is neither, or the folder cannot be written.
     """
-    config = config_to_dict(model.config) | {"dtype": str(model.dtype).removeprefix("torch.")}
-    weights = {_theirs(key): value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    config = config_to_dict(model.config) | {"dtype": str(dtype or model.dtype).removeprefix("torch.")}
+    weights = {
+        _theirs(key): value.detach().to("cpu", dtype).contiguous() for key, value in model.state_dict().items()
+    }
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as beside:
             _write(Path(beside), config, weights, shard_bytes)
+            for name, text in (companions or {}).items():
+                (Path(beside) / name).write_text(text, encoding="utf-8")
             for old in [path for path in folder.iterdir() if _WRITTEN.fullmatch(path.name)]:
                 old.unlink()
             for new in list(Path(beside).iterdir()):

@@ -80,6 +80,35 @@ def load(
     return model.to(device).eval()
 
 
+def load_for(
+    model: str,
+    tokenizer: str | os.PathLike[str] | QLIP | None,
+    trained_with: str,
+    id_hash: str,
+    device: str | torch.device = "cpu",
+) -> QLIP:
+    """The tokenizer whose ids a model speaks of.
+
+    Args:
+        model: what it is called, for messages.
+        tokenizer: one with the same ids, whose decoder may be better; None: the one it was trained with.
+        trained_with: the name of that.
+        id_hash: the name of its ids.
+        device: where it goes.
+
+    Raises:
+        InputError: there is no such tokenizer, or it makes other ids.
+    """
+    if not isinstance(tokenizer, QLIP):
+        tokenizer = load(tokenizer or trained_with, device=device)
+    if (found := tokenizer.id_hash()) != id_hash:
+        raise InputError(
+            f"{model!r} was trained on ids {id_hash} of {trained_with!r}, but {tokenizer.name!r} makes {found}: "
+            "name the tokenizer that it was trained with"
+        )
+    return tokenizer
+
+
 def skeleton(config: QLIPConfig, name: str = "unnamed") -> QLIP:
     """A model whose weights are on the meta device: for `load_state_dict(…, assign=True)`."""
     with torch.device("meta"), _Unfilled():
@@ -117,7 +146,7 @@ def save(model: QLIP, folder: str | os.PathLike[str], *, dtype: torch.dtype | No
 
 def bundled() -> list[str]:
     """Names of the tokenizers that come with this package."""
-    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{CONFIG}"))
+    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{PREPROCESSOR}"))  # language models have none
 
 
 def _check_dtype(dtype: torch.dtype) -> None:

@@ -139,6 +139,12 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         raise _unreadable(name, error) from error
 
 
+def to_pictures(pixels: Tensor) -> list[Image.Image]:
+    """(B, 3, H, W) float32 in [0, 1], as `QLIP.detokenize` gives them → PIL pictures."""
+    rows = pixels.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(row) for row in rows]
+
+
 def _upright(image: Image.Image) -> Image.Image:
     # Not ImageOps.exif_transpose: it also rewrites the other tags, and fails on those it cannot write.
     try:

@@ -135,7 +135,7 @@ class TextTokenizer:
             end_of_word_suffix=WORD_END,
             show_progress=False,
         )
-        learner.train_from_iterator((_check_text(text) for text in texts), trainer)
+        learner.train_from_iterator((check_text(text) for text in texts), trainer)
         model = json.loads(learner.to_str())["model"]
         vocab = model["vocab"] | {BOS_TOKEN: len(model["vocab"]), EOS_TOKEN: len(model["vocab"]) + 1}
         return cls(_clip_backend(vocab, [(a, b) for a, b in model["merges"]]), context_length)
@@ -167,7 +167,7 @@ class TextTokenizer:
             InputError: a text is not a string, or not valid Unicode.
         """
         one = isinstance(texts, str) or not isinstance(texts, Iterable)
-        texts = [_check_text(text) for text in ([texts] if one else texts)]
+        texts = [check_text(text) for text in ([texts] if one else texts)]
         input_ids = torch.full((len(texts), self.context_length), self.pad_token_id)
         attention_mask = torch.zeros_like(input_ids)
         for row, encoding in enumerate(self.backend.encode_batch_fast(texts, add_special_tokens=False)):
@@ -278,7 +278,12 @@ def _special_tokens(folder: Path) -> dict[str, str]:
     return named
 
 
-def _check_text(text: Any) -> str:
+def check_text(text: Any) -> str:
+    """The text, if it is one.
+
+    Raises:
+        InputError: it is no string, or holds half of a surrogate pair.
+    """
     if not isinstance(text, str):
         raise InputError(f"a text is {type(text).__name__}, not a string: {text!r:.60}")
     try:

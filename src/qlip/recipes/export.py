@@ -9,6 +9,7 @@ from qlip.integrations.parts import Agreement
 from qlip.model.checkpoint import load, load_description
 from qlip.model.qlip import QLIP
 from qlip.train.checkpoint import best_checkpoint, checkpoint_step, latest_checkpoint, read_tensors
+from qlip.um3 import checkpoint as um3
 
 Format = Literal["qlip", "transformers", "onnx", "torch-export"]
 
@@ -86,3 +87,32 @@ def export(model: QLIP, out: Path, format: Format = "qlip") -> Agreement | None:
         case _:
             raise InputError(f"format={format!r}: use one of {', '.join(get_args(Format))}")
     return None
+
+
+def export_um3(name: str, out: Path, format: Format = "qlip", text_only: bool = False) -> None:
+    """Write a model of text and images for others, with the dtype of its file.
+
+    Args:
+        name: a bundled name or a folder.
+        out: folder, made if need be.
+        format: "qlip": as `qlip.load_um3` reads it; "transformers": as Hugging Face's library reads it, with the
+            processor by which its `generate` draws. Both read either.
+        text_only: leave the rows of pictures out: a language model as any other.
+
+    Raises:
+        InputError: transformers is missing, the model is damaged, or the folder cannot be written.
+    """
+    if format not in ("qlip", "transformers"):
+        raise InputError(f"format={format!r}: a model of text and images is written as qlip or transformers")
+    folder = um3.find(name)
+    if out.resolve() == folder.resolve():
+        raise InputError(f"{str(out)!r} holds the model itself: name another folder")
+    model, words = um3.load(folder, dtype=um3.stored_dtype(folder)), um3.open_tokenizer(folder)
+    if text_only:
+        um3.save_text(model, out, words)
+        return
+    um3.save(model, out, words)
+    if format == "transformers":
+        from qlip.integrations.transformers.export import LOGITS, write_code
+
+        write_code(out, LOGITS)

@@ -211,9 +211,10 @@ def do_again(recipe: T2IRecipe, folder: Path) -> dict[str, float | str]:
     """
     with processes(recipe.device) as device:
         recipe = replace(recipe, device=device.type)
+        sentences = on_all_ranks(partial(class_sentences, recipe.data.classes))
         dataset = on_all_ranks(partial(_open, recipe, recipe.data.tokens))
         reader = on_all_ranks(partial(_reader, recipe, dataset, device))
-        task = on_all_ranks(partial(_task, recipe, dataset, reader, device))
+        task = on_all_ranks(partial(_task, recipe, dataset, reader, sentences, device))
         return for_json(replay(task, folder, recipe.seed))
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from PIL import Image
@@ -11,13 +12,13 @@ from torch import Tensor
 from qlip.environment import resolve_device
 from qlip.errors import InputError
 from qlip.lm.generate import Sampling
-from qlip.model.checkpoint import load as load_tokenizer
+from qlip.lm.seeded import check_guidance, seeded
+from qlip.model.checkpoint import load_for
+from qlip.model.image import to_pictures
 from qlip.model.qlip import QLIP
 from qlip.t2i.checkpoint import load
 from qlip.t2i.condition import TextReader, check_prompt, open_reader
 from qlip.t2i.model import PUBLISHED, T2I
-
-MAX_SEED = 2**63
 
 
 def load_t2i(
@@ -41,14 +42,8 @@ def load_t2i(
     """
     place = resolve_device(device)
     model = load(name, device=place, dtype=dtype)
-    if not isinstance(tokenizer, QLIP):
-        tokenizer = load_tokenizer(tokenizer or model.config.tokenizer, device=place)
-    if (found := tokenizer.id_hash()) != model.config.id_hash:
-        raise InputError(
-            f"{os.fspath(name)!r} was trained on ids {model.config.id_hash} of {model.config.tokenizer!r}, but "
-            f"{tokenizer.name!r} makes {found}: name the tokenizer that it was trained with"
-        )
     config, reader = model.config, None
+    tokenizer = load_for(os.fspath(name), tokenizer, config.tokenizer, config.id_hash, place)
     if not config.with_classes:
         reader = open_reader(config.condition, tokenizer, config.num_text_tokens, place)
     return TextToImage(model, tokenizer, reader)
@@ -98,17 +93,9 @@ class TextToImage:
         Raises:
             InputError: a prompt is empty or longer than the model reads, or a setting is out of its range.
         """
-        if num < 1 or batch_size < 1:
-            raise InputError(f"num is {num} and batch_size {batch_size}: both must be at least 1")
-        if not 0 <= seed <= MAX_SEED - num:
-            raise InputError(f"seed is {seed}: it must be 0 or more, and below 2^63")
         sampling = _sampling(cfg, temperature, top_k, top_p)
         conditions = self.read([prompts] if isinstance(prompts, str | int) else list(prompts))
-        rows = [(condition, seed + k) for condition in conditions for k in range(num)]
-        pictures: list[Image.Image] = []
-        for start in track(range(0, len(rows), batch_size)):
-            pictures += self._draw(rows[start : start + batch_size], sampling)
-        return pictures
+        return seeded(conditions, partial(self._draw, sampling), num, seed, batch_size, track)
 
     def draw(
         self,
@@ -136,7 +123,7 @@ class TextToImage:
         for start in range(0, len(rows), batch_size):
             part = rows[start : start + batch_size]
             read = {prompt: self.read([prompt], whole=False)[0] for prompt in {prompt for prompt, _ in part}}
-            yield from self._draw([(read[prompt], seed) for prompt, seed in part], sampling)
+            yield from self._draw(sampling, [read[prompt] for prompt, _ in part], [seed for _, seed in part])
 
     def read(self, prompts: Sequence[str | int], whole: bool = True) -> list[Tensor]:
         """Prompts as `T2I.generate` takes them; without `whole`, long ones cut to what the model reads.
@@ -165,14 +152,11 @@ class TextToImage:
             )
         return torch.tensor(label)
 
-    def _draw(self, rows: Sequence[tuple[Tensor, int]], sampling: Sampling) -> Iterator[Image.Image]:
-        tokens = self.model.generate([condition for condition, _ in rows], sampling, [seed for _, seed in rows])
-        for pixels in self.tokenizer.detokenize(tokens, self.model.config.grid):
-            picture = pixels.mul(255).round().to(torch.uint8).permute(1, 2, 0)
-            yield Image.fromarray(picture.numpy())
+    def _draw(self, sampling: Sampling, conditions: list[Tensor], seeds: list[int]) -> list[Image.Image]:
+        tokens = self.model.generate(conditions, sampling, seeds)
+        return to_pictures(self.tokenizer.detokenize(tokens, self.model.config.grid))
 
 
 def _sampling(cfg: float, temperature: float, top_k: int, top_p: float) -> Sampling:
-    if not cfg >= 1:
-        raise InputError(f"cfg is {cfg}: use 1 (the prompt as it is) or more, such as {PUBLISHED.guidance_scale}")
+    check_guidance(cfg, PUBLISHED.guidance_scale)
     return replace(PUBLISHED, guidance_scale=cfg, temperature=temperature, top_k=top_k, top_p=top_p)

@@ -11,7 +11,7 @@ from qlip.model.hub import CONFIG, PREPROCESSOR
 from qlip.model.qlip import QLIP
 
 PACKAGE = Path(__file__).parents[2]
-ENTRY = "integrations.transformers.modeling"
+ENTRY, LOGITS = "integrations.transformers.modeling", "integrations.transformers.um3_logits"
 _IMPORT = re.compile(r"^( *)from qlip\.(?:\w+\.)*(\w+) import", re.MULTILINE)
 _MODULE = re.compile(r"^ *from qlip\.([\w.]+) import", re.MULTILINE)
 
@@ -38,7 +38,20 @@ def export(model: QLIP, out: Path) -> None:
     if (out / PREPROCESSOR).exists():
         auto_map = {"AutoImageProcessor": f"{entry}.QLIPImageProcessor"}
         _update(out / PREPROCESSOR, {"image_processor_type": "QLIPImageProcessor", "auto_map": auto_map})
-    for name, text in _sources().items():
+    write_code(out, ENTRY)
+
+
+def write_code(out: Path, entry: str) -> None:
+    """Put a module of ours into a folder, and those that it needs, for who has not open-qlip.
+
+    Args:
+        out: the folder.
+        entry: the module, `ENTRY` or `LOGITS`.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    for name, text in _sources(entry).items():
         with whole_file(out / f"{name}.py") as path:
             path.write_text(text, encoding="utf-8")
 
@@ -52,10 +65,10 @@ def _update(file: Path, changes: dict[str, Any]) -> None:
         path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def _sources() -> dict[str, str]:
+def _sources(entry: str) -> dict[str, str]:
     """The entry and all modules of ours that it needs, as modules of one flat package: names and contents."""
     texts: dict[str, str] = {}
-    todo = [ENTRY]
+    todo = [entry]
     while todo:
         module = todo.pop()
         name = module.rpartition(".")[2]
@@ -65,7 +78,7 @@ def _sources() -> dict[str, str]:
     origin = (
         f"# Of open-qlip {version('open-qlip')}, Apache-2.0; written by `qlip export --format transformers`.\n"
     )
-    entry = ENTRY.rpartition(".")[2]
+    entry = entry.rpartition(".")[2]
     # transformers copies what the entry imports, and not what that imports.
     others = sorted(texts.keys() - {entry} - {match[1] for match in _IMPORT.findall(texts[entry])})
     texts[entry] += "\n\n" + "".join(f"from .{name} import __doc__ as _{name}  # noqa: E402\n" for name in others)
