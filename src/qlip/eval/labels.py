@@ -7,6 +7,7 @@ torchvision.
 import ast
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -110,16 +111,17 @@ def imagenet_outputs(classes: Classes) -> list[int]:
     """
     synsets = {synset: i for i, synset in enumerate(_SYNSETS.read_text(encoding="utf-8").split())}
     names: dict[str, int] = {}
-    if not all(synsets.keys() & aliases for aliases in classes.aliases):
-        names = {_plain(name): i for i, name in enumerate(imagenet_names())}
+    with suppress(InputError):  # without open_clip synset ids alone are known
+        if not all(synsets.keys() & aliases for aliases in classes.aliases):
+            names = {_plain(name): i for i, name in enumerate(imagenet_names())}
     outputs: list[int] = []
     for name, aliases in zip(classes.names, classes.aliases, strict=True):
         found = {synsets[a] for a in aliases & synsets.keys()} or {names[a] for a in aliases & names.keys()}
         if len(found) != 1 or found & set(outputs):
             raise InputError(
                 f"{classes.source}: {name!r} is not one of ImageNet's 1,000 classes, which an ImageNet classifier "
-                'needs: give its synset id, {"wnid": "n01443537", "names": […]}, or leave class accuracy out '
-                "(--classifier none)"
+                'needs: give its synset id, {"wnid": "n01443537", "names": […]} (names alone are looked up in '
+                "open_clip, where it is installed), or leave class accuracy out, --classifier none"
             )
         outputs += found
     return outputs

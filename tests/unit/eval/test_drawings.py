@@ -21,7 +21,7 @@ OUTPUTS = [900, 20, 500, 7]  # of red, green, blue, grey among a thousand
 
 @dataclass
 class Eye:
-    """Features are the mean colour; the classifier knows four colours, and a fifth class that it sees everywhere."""
+    """Features are the mean colour; the classifier knows four colours, and a fifth class, seen everywhere."""
 
     name = metric = "eye"
     num_features = 3
