@@ -34,7 +34,7 @@ from qlip.t2i.config import CLASSES
 from qlip.train.log import read_log
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
-PAIRS, SIDE, MARGIN = 12, 96, 150  # of the figure: rows, pixels of a picture, pixels for the class's name
+PAIRS, SIDE, MARGIN = 12, 96, 136  # of the figure: rows, pixels of a picture, pixels for the class's name
 MEASURES = {
     "bits_per_image": "bits a picture",
     "unconditional": "without its class",
@@ -82,7 +82,7 @@ class Arguments:
 
 def measure(args: Arguments, name: str, tokenizer: str) -> dict[str, Any] | None:
     """Tokenize, train, draw and look; None if SIGTERM stopped it."""
-    folder, num_classes = args.out / name, len(read_class_names(args.classes))
+    folder, num_classes = folder_of(args, name), len(read_class_names(args.classes))
     for part, sources in (("train", args.train), ("val", args.val)):
         job = Job(tokenizer, sources, folder / "tokens" / part, keep=("label",), num_workers=0, device=args.device)
         tokenize(job, lambda rows, part=part: track(rows, f"{name}: tokenizing {part}", transient=True))
@@ -114,6 +114,11 @@ def measure(args: Arguments, name: str, tokenizer: str) -> dict[str, Any] | None
     return {"tokenizer": tokenizer, "steps": args.steps, "bits": bits, "evaluation": found}
 
 
+def folder_of(args: Arguments, arm: str) -> Path:
+    """Of an arm: tokens, training, drawings."""
+    return args.out / arm.replace(" ", "-")
+
+
 def numbers(arm: dict[str, Any]) -> list[dict[str, str]]:
     """The rows of an arm: its drawings, and what no drawing of its tokens can be expected to surpass."""
     from qlip.eval.results import shown
@@ -121,7 +126,9 @@ def numbers(arm: dict[str, Any]) -> list[dict[str, str]]:
     rows = []
     for i, (who, values) in enumerate(arm["evaluation"]["results"].items()):
         distance = next((name for name in values if "fd" in name or "fid" in name), None)
-        cells = {"": who} | ({name: f"{arm['bits'][name]:,.1f}" for name in arm["bits"]} if i == 0 else {})
+        cells = {"": who if i else "drawn"} | (
+            {name: f"{arm['bits'][name]:,.1f}" for name in arm["bits"]} if i == 0 else {}
+        )
         if distance:
             cells["gfd"] = shown(distance, values[distance])
         if "class_accuracy" in values:
@@ -170,12 +177,12 @@ def write(args: Arguments, arms: dict[str, dict[str, Any]]) -> None:
 def pairs(args: Arguments, arms: list[str]) -> Image.Image:
     """For some classes a photograph, and what each model drew with the same seed."""
     classes = [found[0] for found in read_class_names(args.classes)]
-    places = [args.out / arm / "drawn" for arm in arms]
+    places = [folder_of(args, arm) / "drawn" for arm in arms]
     lists = [[json.loads(line) for line in (place / LIST).read_text().splitlines()] for place in places]
     samples = open_indexed(args.val)
     photographs = {sample["label"]: sample["image"] for sample in (samples[i] for i in range(len(samples)))}
     rows = [i * len(lists[0]) // PAIRS for i in range(PAIRS)]
-    sheet = Image.new("RGB", (MARGIN + SIDE * (1 + len(arms)), 20 + SIDE * PAIRS), "white")
+    sheet = Image.new("RGB", (MARGIN + SIDE * (1 + len(arms)) + 24, 20 + SIDE * PAIRS), "white")
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(["photograph", *arms]):
         draw.text((MARGIN + SIDE * column + 4, 4), title, fill="black")
@@ -204,7 +211,7 @@ def main() -> None:
     args = replace(args, device=resolve_device(args.device).type)
     arms: dict[str, dict[str, Any]] = {}
     for name, tokenizer in (("with words", args.aligned), ("reconstruction alone", args.reconstruction)):
-        arm = measure(args, name.replace(" ", "-"), tokenizer)
+        arm = measure(args, name, tokenizer)
         if arm is None:
             return
         arms[name] = arm
