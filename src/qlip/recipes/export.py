@@ -104,6 +104,8 @@ def export_um3(name: str, out: Path, format: Format = "qlip", text_only: bool = 
     """
     if format not in ("qlip", "transformers"):
         raise InputError(f"format={format!r}: a model of text and images is written as qlip or transformers")
+    if format == "transformers":
+        from qlip.integrations.transformers.export import LOGITS, write_code
     folder = um3.find(name)
     if out.resolve() == folder.resolve():
         raise InputError(f"{str(out)!r} holds the model itself: name another folder")
@@ -113,6 +115,4 @@ def export_um3(name: str, out: Path, format: Format = "qlip", text_only: bool = 
         return
     um3.save(model, out, words)
     if format == "transformers":
-        from qlip.integrations.transformers.export import LOGITS, write_code
-
         write_code(out, LOGITS)

@@ -57,6 +57,7 @@ def save_text(
     check_words(model.config, tokenizer)
     view = text_view(model)
     lm.save(view, folder, dtype=dtype, companions=_words(model.config, tokenizer))
+    (Path(folder) / CONFIG).unlink(missing_ok=True)  # of a whole model that was there
     return view
 
 

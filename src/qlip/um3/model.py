@@ -8,12 +8,12 @@ Text targets are normalised over text, visual ones over pictures (eq. 6), and bo
 transformer is `qlip.lm`'s with nothing added, so that the model is a stock Qwen3 to other tools.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -22,7 +22,7 @@ from qlip.lm.checkpoint import skeleton as lm_skeleton
 from qlip.lm.config import LMConfig
 from qlip.lm.generate import GREEDY, Sampling, generate
 from qlip.lm.loss import chunked_cross_entropy
-from qlip.lm.transformer import Attention, Transformer, document_mask
+from qlip.lm.transformer import Transformer, document_mask
 from qlip.um3.config import UM3Config
 from qlip.um3.layout import image_tokens, picture, positions
 
@@ -76,8 +76,8 @@ class UM3(nn.Module):
         Args:
             base: such as `qlip.lm.checkpoint.load` reads; left as it is.
             config: see `UM3Config.of`.
-            calibration: batches of ids (B, T) on which the base's queries and keys are measured: the new norms'
-                gains become the means of their root mean squares, layer by layer. With none, the gains are 1.
+            calibration: batches of ids (B, T) on which the base's queries and keys are measured: the new norms get
+                the gains with which these change least, in the mean of squares. With none, the gains are 1.
             noise: its standard deviation, in those of the base's rows.
             seed: of the noise.
 
@@ -284,13 +284,9 @@ def skeleton(config: UM3Config) -> UM3:
 def text_view(model: UM3) -> Transformer:
     """The model as a language model alone: rows of pictures are cut off, BOI and EOI stay. It shares weights."""
     count, config = model.config.num_text, model.config.lm
-    view = lm_skeleton(replace(config, vocab_size=count))
-    cut = {
-        name: model.lm.state_dict()[name][:count]
-        for name in ("embed_tokens.weight", "lm_head.weight")
-        if name in model.lm.state_dict()
-    }
-    view.load_state_dict(model.lm.state_dict() | cut, assign=True)
+    view, whole = lm_skeleton(replace(config, vocab_size=count)), ("embed_tokens.weight", "lm_head.weight")
+    state = {name: value[:count] if name in whole else value for name, value in model.lm.state_dict().items()}
+    view.load_state_dict(state, assign=True)
     return view.eval()
 
 
@@ -317,38 +313,35 @@ def _extended(rows: Tensor, config: UM3Config, noise: float, generator: torch.Ge
 
 
 def _gains(base: Transformer, calibration: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Weights of the norms to be added."""
+    """Weights of the norms to be added: w that makes Σ ‖x − w · x / rms(x)‖² least, x being queries or keys."""
     width = base.config.head_width
-    sums: dict[str, float] = {}
-    counts: dict[str, int] = {}
+    products = {
+        f"layers.{i}.self_attn.{part}_norm.weight": torch.zeros(2, width, device=base.device)
+        for i in range(len(base.layers))
+        for part in "qk"
+    }
 
     def measure(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            sizes = output.double().unflatten(-1, (-1, width)).square().mean(-1).sqrt()
-            sums[name] = sums.get(name, 0.0) + float(sizes.sum())
-            counts[name] = counts.get(name, 0) + sizes.numel()
+            x = output.float().view(-1, width)
+            normed = F.rms_norm(x, (width,), eps=base.config.rms_norm_eps)
+            products[name] += torch.stack(((x * normed).sum(0), normed.square().sum(0)))
 
         return hook
 
-    with _hooked(base, measure):
+    handles = [
+        base.get_submodule(name.replace("norm.weight", "proj")).register_forward_hook(measure(name))
+        for name in products
+    ]
+    measured = False
+    try:
         for ids in calibration:
             base(ids.to(base.device))
-    names = [f"layers.{i}.self_attn.{part}_norm.weight" for i in range(len(base.layers)) for part in "qk"]
-    ones = base.norm.weight.new_ones(width)
-    return {name: ones * (sums[name] / counts[name] if counts else 1.0) for name in names}
-
-
-@contextmanager
-def _hooked(base: Transformer, measure: Callable[[str], Callable[..., None]]) -> Iterator[None]:
-    """While it lasts, what is projected to queries and keys is measured under the name of the norm to come."""
-    handles = []
-    for name, module in base.named_modules():
-        if isinstance(module, Attention):
-            for part in "qk":
-                projection = getattr(module, f"{part}_proj")
-                handles.append(projection.register_forward_hook(measure(f"{name}.{part}_norm.weight")))
-    try:
-        yield
+            measured = True
     finally:
         for handle in handles:
             handle.remove()
+    return {
+        name: (both[0] / both[1] if measured else torch.ones_like(both[0])).to(base.dtype)
+        for name, both in products.items()
+    }

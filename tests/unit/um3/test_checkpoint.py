@@ -11,6 +11,8 @@ from tests.unit.um3.conftest import small_um3, small_words
 from qlip.errors import InputError
 from qlip.lm import checkpoint as lm
 from qlip.lm.generate import GREEDY
+from qlip.model import checkpoint as tokenizer_checkpoint
+from qlip.um3 import checkpoint as um3_checkpoint
 from qlip.um3.checkpoint import (
     add_image_specials,
     find,
@@ -50,6 +52,16 @@ def test_a_failure_leaves_what_was_there(tiny_folder, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="No space left on device"):
         save(load(tiny_folder), tmp_path, words, dtype=torch.bfloat16)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_bundled_name_comes_first_and_is_no_tokenizer(tiny_folder, monkeypatch):
+    for module in (um3_checkpoint, tokenizer_checkpoint):
+        monkeypatch.setattr(module, "BUNDLED", tiny_folder.parent)
+    assert tokenizer_checkpoint.bundled() == []
+    assert tiny_folder.name in um3_checkpoint.bundled()
+    assert find(tiny_folder.name) == tiny_folder
+    with pytest.raises(InputError, match="'um3-large' is not a model of text and images: use a bundled one"):
+        find("um3-large")
 
 
 def test_what_does_not_fit_is_said(tiny_folder, tmp_path):
@@ -116,6 +128,7 @@ def test_transformers_runs_what_is_exported(tiny_folder, tmp_path, run):
 @torch.no_grad()
 def test_the_text_view_is_a_language_model(tiny_folder, tmp_path, run):
     transformers = pytest.importorskip("transformers")
+    save(load(tiny_folder), tmp_path, open_tokenizer(tiny_folder))
     code, _, err = run("export", tiny_folder, "--text-only", "--out", tmp_path)
     assert code == 0 and "the language model is in" in err
     assert not (tmp_path / "um3.json").exists()

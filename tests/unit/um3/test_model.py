@@ -90,7 +90,7 @@ def test_new_rows_are_the_mean_and_noise(tied):
     assert loose.lm.lm_head is not None and torch.equal(loose.lm.head[:99], llama.head)
 
 
-def test_gains_are_the_sizes_of_the_pretrained_queries_and_keys():
+def test_calibrated_gains_change_the_pretrained_queries_and_keys_least():
     llama, batches = base(), [torch.randint(0, 99, (2, 30)), torch.randint(0, 99, (1, 10))]
     config = UM3Config.of(llama.config, **TOKENS, **SPECIAL)
     plain, calibrated = (UM3.from_llama(llama, config, calibration=given).lm for given in ((), batches))
@@ -98,8 +98,10 @@ def test_gains_are_the_sizes_of_the_pretrained_queries_and_keys():
     attention = calibrated.layers[0].self_attn  # what it reads is what the base's first layer reads
     states = torch.cat([llama.layers[0].input_layernorm(llama.embed(ids)).flatten(0, 1) for ids in batches])
     for part in "qk":
-        sizes = getattr(attention, f"{part}_proj")(states).unflatten(-1, (-1, 16)).square().mean(-1).sqrt()
-        torch.testing.assert_close(getattr(attention, f"{part}_norm").weight, sizes.mean().expand(16))
+        x = getattr(attention, f"{part}_proj")(states).view(-1, 16)
+        normed = F.rms_norm(x, (16,))
+        best = [torch.linalg.lstsq(normed[:, i : i + 1], x[:, i : i + 1]).solution.item() for i in range(16)]
+        torch.testing.assert_close(getattr(attention, f"{part}_norm").weight, torch.tensor(best))
     ids = batches[0]
     far, near = ((model(ids) - llama(ids)).norm() / llama(ids).norm() for model in (plain, calibrated))
     assert near < far
