@@ -15,8 +15,8 @@ def generate(
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT…")] = (),
     /,
     *,
-    model: Path,
     out: Path,
+    model: str = "t2i-tiny",
     prompt_file: Path | None = None,
     layout: Literal["geneval", "dpg"] | None = None,
     num: int | None = None,
@@ -35,8 +35,8 @@ def generate(
 
     Args:
         prompts: What should be in the pictures; of a model of labels their numbers.
-        model: Folder of the model, such as RUN/model of `qlip train t2i-tiny`.
         out: Folder for the PNGs and grid.png.
+        model: A bundled name, or a folder, such as RUN/model of `qlip train t2i-tiny`.
         prompt_file: A file with further prompts, one a line; of a benchmark its own.
         layout: Write what the scorer of GenEval or DPG-Bench reads; what is there is not drawn again.
         num: Pictures of each prompt; default 1, of a benchmark 4.

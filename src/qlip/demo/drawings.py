@@ -1,26 +1,56 @@
-"""The demo's section on pictures that were drawn."""
+"""The demo's sections on models that write tokens."""
 
 from html import escape
 
 from qlip.demo.parts import uri
-from qlip.demo.summary import Drawing, Drawings
+from qlip.demo.summary import Drawing, Example, Unified, Writer
 
 
-def drawings_section(drawings: Drawings | None) -> str:
+def drawings_section(writer: Writer | None) -> str:
     """What a text-to-image model drew; nothing without one."""
-    if drawings is None:
+    if writer is None:
         return ""
-    rows = "\n".join(map(_row, drawings.rows))
     return f"""<section>
 <h2>Pictures from words</h2>
-<p>Tokens are made to be written, too. <b>{escape(drawings.name)}</b>, a Llama of {drawings.size / 1e6:.1f} million
+<p>Tokens are made to be written, too. <b>{escape(writer.name)}</b>, a Llama of {writer.size / 1e6:.1f} million
 parameters, reads a text and writes a picture's tokens one after the other; the tokenizer's decoder turns them into
-pixels. It was trained for minutes on small photographs: look at colours and outlines.
-Guidance {drawings.cfg:g}; the seeds are 0, 1, 2, …, and nothing was picked.</p>
-<div class="drawn">
-{rows}
-</div>
+pixels. It was trained on a laptop's worth of computing: look at colours and outlines, and expect no more.
+{_how(writer)}</p>
+{_drawn(writer)}
 </section>"""
+
+
+def unified_section(unified: Unified | None, examples: tuple[Example, ...]) -> str:
+    """What a model of text and images made; nothing without one."""
+    if unified is None:
+        return ""
+    writer, said = unified.writer, zip(examples, unified.captions, strict=True)
+    figures = "\n".join(
+        f'<figure><img src="{uri(example.original)}" alt="{escape(example.photo.label)}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        for example, caption in said
+    )
+    return f"""<section>
+<h2>One model for both</h2>
+<p><b>{escape(writer.name)}</b> began as a small Llama that tells stories, and learnt to read and write
+the tokens of pictures beside its words: {writer.size / 1e6:.1f} million parameters for all of this. It still tells stories:</p>
+<blockquote><b>{escape(unified.beginning)}</b>{escape(unified.story)} …</blockquote>
+<p>It says what is in a picture, here of the photographs below, the likeliest words:</p>
+<div class="said">
+{figures}
+</div>
+<p>And it draws. {_how(writer)}</p>
+{_drawn(writer)}
+</section>"""
+
+
+def _how(writer: Writer) -> str:
+    return f"Guidance {writer.cfg:g}; the seeds are 0, 1, 2, …, and nothing was picked."
+
+
+def _drawn(writer: Writer) -> str:
+    rows = "\n".join(map(_row, writer.rows))
+    return f'<div class="drawn">\n{rows}\n</div>'
 
 
 def _row(drawing: Drawing) -> str:

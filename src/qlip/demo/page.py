@@ -6,7 +6,7 @@ from importlib.metadata import version
 from importlib.resources import files
 
 from qlip.bits import unpack
-from qlip.demo.drawings import drawings_section
+from qlip.demo.drawings import drawings_section, unified_section
 from qlip.demo.parts import card, figure, raw_size, token_map, uri
 from qlip.demo.summary import Example, Photo, Summary
 from qlip.demo.tokenmap import LARGEST_GRID_WITH_BITS
@@ -52,6 +52,8 @@ it sees.</p>
 {_verdict(summary)}
 {_tables(summary)}
 </section>
+{drawings_section(summary.drawings)}
+{unified_section(summary.unified, summary.examples)}
 <section>
 <h2>{count} photographs</h2>
 <p>Each with its PSNR and SSIM, of which more is better. The files are real: of those that Pillow makes, the
@@ -61,7 +63,6 @@ nearest in size to the tokens.
 {cards}
 </div>
 </section>
-{drawings_section(summary.drawings)}
 <footer>
 {_credits(summary)}
 {_colophon(summary)}

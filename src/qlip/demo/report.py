@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from qlip.bits import unpack
+from qlip.demo.drawn import draw_prompts, use_unified
 from qlip.demo.page import render
-from qlip.demo.summary import Drawings, Example, Photo, Rendition, Row, Summary
+from qlip.demo.summary import Example, Photo, Rendition, Row, Summary
 from qlip.demo.tokenmap import draw, token_colors
 from qlip.eval.batches import Track
 from qlip.eval.codecs import CODECS, read, write_lossless
@@ -35,7 +36,7 @@ TEMPLATES = ("a photo of {}.",)  # the labels bring their own article
 OURS = "QLIP"
 
 
-def build(model: QLIP, out: Path, track: Track = iter, drawings: Drawings | None = None) -> Summary:
+def build(model: QLIP, out: Path, track: Track = iter) -> Summary:
     """Run the demo and write its page.
 
     The same model gives the same page, byte for byte, on one machine. The time goes into AVIF files: some ten
@@ -45,7 +46,6 @@ def build(model: QLIP, out: Path, track: Track = iter, drawings: Drawings | None
         model: a tokenizer with an image processor; without a text vocabulary the words are left out.
         out: folder for `index.html`, made if need be. The page needs no other file.
         track: shows progress over the photographs.
-        drawings: what a text-to-image model drew, for the page.
 
     Returns:
         The numbers, and where the page is.
@@ -64,7 +64,8 @@ def build(model: QLIP, out: Path, track: Track = iter, drawings: Drawings | None
         examples=examples,
         held_out=_held_out(model),
         path=out / "index.html",
-        drawings=drawings,
+        drawings=draw_prompts(model),
+        unified=use_unified(model, [file for _, file in read_photos()]),
     )
     with whole_file(summary.path) as unfinished:
         unfinished.write_text(render(summary), encoding="utf-8")

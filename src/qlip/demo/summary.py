@@ -95,8 +95,8 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Drawings:
-    """What a text-to-image model drew.
+class Writer:
+    """A model that writes tokens, and what it drew.
 
     Attributes:
         name: of the model.
@@ -112,6 +112,22 @@ class Drawings:
 
 
 @dataclass(frozen=True)
+class Unified:
+    """What a model of text and images made.
+
+    Attributes:
+        writer: what it is, and what it drew.
+        captions: what it says of each photo.
+        beginning, story: a text, and how it went on.
+    """
+
+    writer: Writer
+    captions: tuple[str, ...]
+    beginning: str
+    story: str
+
+
+@dataclass(frozen=True)
 class Summary:
     """What the demo found.
 
@@ -123,6 +139,7 @@ class Summary:
         held_out: what was measured of a bundled tokenizer when it was published; empty for others.
         path: of the page.
         drawings: of a text-to-image model; None without one.
+        unified: what a model of text and images made; None without one.
     """
 
     name: str
@@ -133,7 +150,8 @@ class Summary:
     examples: tuple[Example, ...]
     held_out: str
     path: Path
-    drawings: Drawings | None = None
+    drawings: Writer | None = None
+    unified: Unified | None = None
 
     @property
     def num_right(self) -> int | None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from qlip.environment import resolve_device
 from qlip.errors import InputError, one_line
 from qlip.lm.config import LMConfig, RopeScaling
+from qlip.model.checkpoint import BUNDLED
 from qlip.t2i.config import T2IConfig
 from qlip.t2i.model import T2I
 
@@ -59,7 +60,7 @@ def load(
     """Read a folder that `save` wrote.
 
     Args:
-        folder: of the checkpoint.
+        folder: of the checkpoint, or the name of one that comes with this package.
         device: where the model goes; "auto" takes a GPU if there is one.
         dtype: of the weights, whatever the file has.
         id_hash: the name of the ids that the model must speak of, `QLIP.id_hash()`; None: any.
@@ -70,7 +71,7 @@ def load(
     Raises:
         InputError: there is no such checkpoint, it is not whole, or it is of other ids.
     """
-    place, folder = resolve_device(device), Path(folder)
+    place, folder = resolve_device(device), find(folder)
     config = read_config(folder)
     if id_hash not in (None, config.id_hash):
         raise InputError(
@@ -84,6 +85,17 @@ def load(
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(f"{str(folder / WEIGHTS)!r} is not the model of its {CONFIG}: {error}") from error
     return model.eval()
+
+
+def find(name: str | os.PathLike[str]) -> Path:
+    """The folder of a model: one that comes with this package, by its name, else a folder."""
+    return BUNDLED / str(name) if name in bundled() else Path(name)
+
+
+def bundled() -> list[str]:
+    """Names of the models that come with this package."""
+    configs = BUNDLED.glob(f"*/{CONFIG}")
+    return sorted(path.parent.name for path in configs if json.loads(path.read_bytes()).get("model_type") == KIND)
 
 
 def skeleton(config: T2IConfig) -> T2I:
@@ -109,5 +121,6 @@ def read_config(folder: Path) -> T2IConfig:
         return T2IConfig(lm=lm, grid=tuple(values.pop("grid")), **values)
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(
-            f"{str(folder)!r} is not a text-to-image model ({path.name}: {one_line(error)})"
+            f"{str(folder)!r} is not a text-to-image model ({path.name}: {one_line(error)}): use a bundled one "
+            f"({', '.join(bundled()) or 'there is none'}), or a folder such as RUN/model"
         ) from error

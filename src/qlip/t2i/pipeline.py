@@ -22,7 +22,7 @@ from qlip.t2i.model import PUBLISHED, T2I
 
 
 def load_t2i(
-    name: str | os.PathLike[str],
+    name: str | os.PathLike[str] = "t2i-tiny",
     *,
     tokenizer: str | os.PathLike[str] | QLIP | None = None,
     device: str | torch.device = "cpu",
@@ -31,7 +31,7 @@ def load_t2i(
     """Load a text-to-image model with all that it needs.
 
     Args:
-        name: its folder, such as RUN/model.
+        name: a bundled one, or a folder, such as RUN/model.
         tokenizer: that draws its tokens: one with the same ids, whose decoder may be better; None: the one that it
             was trained with.
         device: where all go; "auto" takes a GPU if there is one.
