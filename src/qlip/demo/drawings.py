@@ -33,7 +33,8 @@ def unified_section(unified: Unified | None, examples: tuple[Example, ...]) -> s
     return f"""<section>
 <h2>One model for both</h2>
 <p><b>{escape(writer.name)}</b> began as a small Llama that tells stories, and learnt to read and write
-the tokens of pictures beside its words: {writer.size / 1e6:.1f} million parameters for all of this. It still tells stories:</p>
+the tokens of pictures beside its words: {writer.size / 1e6:.1f} million parameters for all of this. It still
+tells stories:</p>
 <blockquote><b>{escape(unified.beginning)}</b>{escape(unified.story)} …</blockquote>
 <p>It says what is in a picture, here of the photographs below, the likeliest words:</p>
 <div class="said">
