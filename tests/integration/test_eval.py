@@ -84,7 +84,7 @@ def test_every_protocol(run, color_data, captioned, model, protocol, tmp_path, m
     assert METRICS[protocol] <= numbers.keys() and found["settings"]["resize"] == "crop"
     for name in METRICS[protocol] - {"fd_efficientnet_lite0", "bits_per_pixel", "codes_used"}:
         assert numbers[name]["low"] <= numbers[name]["value"] <= numbers[name]["high"], name
-    assert "95 % of resamples" in out or protocol == "compare"
+    assert "95 % interval" in out or protocol == "compare"
     assert (tmp_path / "out" / "compare.png").exists() == (protocol == "compare")
     if protocol != "reconstruction":  # whose networks take seconds to load
         code, out, _ = run(*arguments, "--json")

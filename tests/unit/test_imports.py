@@ -53,6 +53,8 @@ OPTIONAL = {  # the one file or folder, or the few, that may import it
         "eval/clip_score.py",
     ),
     "peft": "llava/task.py",
+    "lm_eval": "eval/language.py",
+    "pycocoevalcap": "eval/captions.py",
 }
 
 

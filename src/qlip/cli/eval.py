@@ -1,4 +1,4 @@
-"""Commands that measure a tokenizer: `qlip eval PROTOCOL`."""
+"""Commands that measure a tokenizer or a model: `qlip eval PROTOCOL`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,15 @@ from qlip.cli.options import (
 )
 from qlip.cli.options import track as watch
 from qlip.errors import InputError
-from qlip.eval.options import Drawing, FeatureName, Options, PerceptualName, ProbeConfig, Scoring
+from qlip.eval.options import (
+    Drawing,
+    FeatureName,
+    LanguageOptions,
+    Options,
+    PerceptualName,
+    ProbeConfig,
+    Scoring,
+)
 
 Sources = Annotated[
     tuple[str, ...],
@@ -28,6 +36,7 @@ Sources = Annotated[
 ]
 
 OPTIONS, PROBE, DRAWING, SCORING = Options(), ProbeConfig(), Drawing(), Scoring()
+LANGUAGE = LanguageOptions()
 Shared = Annotated[Options, tyro.conf.arg(name="")]
 Perceptual = Annotated[
     PerceptualName,
@@ -172,6 +181,32 @@ def t2i(
     return _show(found, json)
 
 
+def um3_text(
+    *, model: str, options: Annotated[LanguageOptions, tyro.conf.arg(name="")] = LANGUAGE, json: Json = False
+) -> int:
+    """Multiple choice by lm-eval: the language of a UM3, or of any causal language model.
+
+    Args:
+        model: Folder of a UM3 or in the layout of transformers, or a hub id.
+    """
+    from qlip.jobs.um3_text import evaluate_um3_text
+
+    return _show(evaluate_um3_text(model, options), json, "documents")
+
+
+def captions(*, predictions: Path, references: Path, out: Path | None = None, json: Json = False) -> int:
+    """Compare captions with those of people: BLEU@4, METEOR, CIDEr.
+
+    Args:
+        predictions: JSON list of {"image_id", "caption"}, as COCO's server takes it.
+        references: COCO's annotations.
+        out: Folder for results.json; default: results/NAME/captions, NAME being that of the predictions.
+    """
+    from qlip.eval.captions import evaluate_captions
+
+    return _show(evaluate_captions(predictions, references, out), json)
+
+
 Protocol = (
     Annotated[int, tyro.conf.subcommand("zero-shot", constructor=zero_shot)]
     | Annotated[int, tyro.conf.subcommand("retrieval", constructor=retrieval)]
@@ -179,15 +214,17 @@ Protocol = (
     | Annotated[int, tyro.conf.subcommand("linear-probe", constructor=linear_probe)]
     | Annotated[int, tyro.conf.subcommand("compare", constructor=compare)]
     | Annotated[int, tyro.conf.subcommand("t2i", constructor=t2i)]
+    | Annotated[int, tyro.conf.subcommand("um3-text", constructor=um3_text)]
+    | Annotated[int, tyro.conf.subcommand("captions", constructor=captions)]
 )
 
 
 def eval(code: Annotated[Protocol, tyro.conf.arg(name="")]) -> int:
-    """Measure tokenizers; every protocol writes results.json."""
+    """Measure tokenizers and models; every protocol writes results.json."""
     return code
 
 
-def _show(found: dict[str, Any], json: bool) -> int:
+def _show(found: dict[str, Any], json: bool, what: str = "pictures") -> int:
     """On the first process, the numbers; what failed; the exit code."""
     if rank() != "0":
         return 0
@@ -195,7 +232,7 @@ def _show(found: dict[str, Any], json: bool) -> int:
         print_json(found)
     else:
         print_table(TABLES.get(found["protocol"], _table)(found))
-    say(f"{found['data']['num_samples']:,} pictures; all of it is in {found['folder']}/results.json")
+    say(f"{found['data']['num_samples']:,} {what}; all of it is in {found['folder']}/results.json")
     failed = [line for name in ("train_failed", "drawn_failed", "failed") for line in found["data"].get(name, [])]
     return finish(found["data"]["num_samples"], failed, strict=False)
 
@@ -204,7 +241,7 @@ def _table(found: dict[str, Any]) -> Table:
     from qlip.eval.results import label, shown
 
     ((name, numbers),) = found["results"].items()
-    table = Table("", escape(name), "95 % of resamples", box=None, padding=(0, 2, 0, 0))
+    table = Table("", escape(name), "95 % interval", box=None, padding=(0, 2, 0, 0))
     for number, value in numbers.items():
         ends = [shown(number, {"value": value[end]}) for end in ("low", "high") if end in value]
         table.add_row(f"[bold]{escape(label(number))}", shown(number, value, False), " to ".join(ends))

@@ -17,11 +17,13 @@ class Number:
         value: of all pictures.
         low, high: 95 % of resampled data sets give a value between them; None where pictures have no values of
             their own to resample.
+        stderr: the standard error, where the protocol has one.
     """
 
     value: float
     low: float | None = None
     high: float | None = None
+    stderr: float | None = None
 
 
 def mean_of(values: Tensor, counts: Tensor | None = None) -> Number:

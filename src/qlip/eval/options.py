@@ -10,6 +10,51 @@ Resize = Literal["crop", "squash"]
 FeatureName = Literal["auto", "inception", "efficientnet-lite0", "none"]
 PerceptualName = Literal["auto", "lpips", "st-lpips", "none"]
 
+LANGUAGE_TASKS = (
+    "arc_challenge",
+    "hellaswag",
+    "piqa",
+    "social_iqa",
+    "winogrande",
+)  # the paper's, as lm-eval has them
+
+
+@dataclass(frozen=True)
+class LanguageOptions:
+    """How a language model is measured.
+
+    Attributes:
+        tasks: names of lm-eval's tasks, apart or with commas between them; by default the paper's five.
+        data: folder of TASK.jsonl, TASK.parquet or TASK.arrow; by default the documents are those of the hub that
+            lm-eval names.
+        limit: only so many documents of a task, the first; by default all.
+        batch_size: sequences at once.
+        device: where to compute; auto takes a GPU if there is one.
+        dtype: of the weights.
+        out: folder for results.json; by default results/MODEL/um3-text.
+    """
+
+    tasks: tuple[str, ...] = LANGUAGE_TASKS
+    data: Path | None = None
+    limit: int | None = None
+    batch_size: int = 16
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}: use 1 or more")
+        if len(set(self.task_names)) < len(self.task_names) or not all(self.task_names):
+            raise InputError(f"tasks is {','.join(self.tasks)!r}: name each task once")
+
+    @property
+    def task_names(self) -> list[str]:
+        """The tasks, one by one."""
+        return [name for names in self.tasks for name in names.split(",")]
+
 
 @dataclass(frozen=True)
 class Options:

@@ -16,6 +16,14 @@ from qlip.files import whole_file
 from qlip.train.distributed import world_size
 
 FILE = "results.json"
+BOOTSTRAP = "95 %, 1,000 bootstrap resamples of the pictures, percentiles, seed 0"
+TASK_NAMES = {  # of lm-eval → as the paper's Table 5 has them
+    "arc_challenge": "ARC-C",
+    "hellaswag": "HellaSwag",
+    "piqa": "PIQA",
+    "social_iqa": "SIQA",
+    "winogrande": "WinoGrande",
+}
 
 # name → what a reader sees, and how it is written; a name that is not here stands for itself
 LABELS = {
@@ -43,6 +51,14 @@ LABELS = {
     "bit_entropy": ("entropy of the bits, each on its own", "{:.2f}"),
     "distinct_tokens": ("different ids among all tokens", "{:.2%}"),
     "codes_used": ("share of all codes used", "{:.3g}"),
+    **{
+        f"{task}_{acc}": (f"{name}, {acc}", "{:.2%}")
+        for task, name in TASK_NAMES.items()
+        for acc in ("acc", "acc_norm")
+    },
+    "bleu4": ("BLEU@4", "{:.4f}"),
+    "meteor": ("METEOR", "{:.4f}"),
+    "cider": ("CIDEr", "{:.4f}"),
 }
 
 
@@ -53,6 +69,7 @@ def record(
     settings: Mapping[str, Any],
     results: Mapping[str, Mapping[str, Number]],
     device: str,
+    intervals: str = BOOTSTRAP,
 ) -> dict[str, Any]:
     """All that is needed to read the numbers, and to measure them again.
 
@@ -63,6 +80,7 @@ def record(
         settings: of the protocol.
         results: by model (or file format) the named numbers.
         device: that computed.
+        intervals: how `low` and `high` came about.
     """
     packages = {name: version(name) for name in ("numpy", "pillow")}
     return {
@@ -71,7 +89,7 @@ def record(
         "data": dict(data),
         "settings": dict(settings),
         "results": {who: {name: _plain(n) for name, n in found.items()} for who, found in results.items()},
-        "intervals": "95 %, 1,000 bootstrap resamples of the pictures, percentiles, seed 0",
+        "intervals": intervals,
         "environment": environment(device) | packages | {"device": device, "processes": world_size()},
         "command": command(),
     }
