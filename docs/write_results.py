@@ -7,6 +7,8 @@ paper's numbers (docs/paper.md section 6) below.
 from pathlib import Path
 from typing import Any
 
+import um3_table
+
 from qlip.errors import InputError
 from qlip.eval.results import FILE, label, read_results, shown, title
 
@@ -84,6 +86,11 @@ def main() -> None:
             print(error)
             continue
         found.setdefault(result["protocol"], []).append(result)
+    um3 = [result for protocol in um3_table.PROTOCOLS for result in found.get(protocol, [])]
+    if um3:
+        (ROOT / "um3.md").write_text(um3_table.page(um3), encoding="utf-8")
+    for protocol in ("um3-text", "captions"):  # they are on that page alone
+        found.pop(protocol, None)
     for protocol, results in found.items():
         (ROOT / f"{protocol}.md").write_text(page(protocol, results), encoding="utf-8")
         print(f"{len(results)} runs in {ROOT / f'{protocol}.md'}")
