@@ -233,6 +233,3 @@ def test_options_are_checked():
 def test_a_text_view_of_a_stock_folder_is_itself(tmp_path):
     with text_view(str(tmp_path)) as folder:
         assert folder == str(tmp_path)
-    (tmp_path / "um3.json").write_text("{}")
-    with pytest.raises(InputError, match="is a UM3"), text_view(str(tmp_path)):
-        pass

@@ -3,12 +3,14 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from tests.unit.um3.conftest import small_um3, small_words
 
 from qlip.errors import InputError
+from qlip.jobs.um3_text import text_view
 from qlip.lm import checkpoint as lm
 from qlip.lm.generate import GREEDY
 from qlip.model import checkpoint as tokenizer_checkpoint
@@ -139,6 +141,8 @@ def test_the_text_view_is_a_language_model(tiny_folder, tmp_path, run):
     expected = ours.lm.logits(ours.lm(ids))[..., :first]
     torch.testing.assert_close(theirs(ids).logits, expected, rtol=0, atol=1e-5)
     assert len(transformers.AutoTokenizer.from_pretrained(tmp_path)) == first
+    with text_view(str(tiny_folder)) as view:  # what `qlip eval um3-text` gives to lm-eval
+        assert (Path(view) / "model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
 
 
 def test_without_qk_norm_it_is_a_llama(tmp_path):
