@@ -20,18 +20,9 @@ class HubSamples(Samples):
         Raises:
             InputError: the library is missing, it knows no such set, or the set has no pictures.
         """
-        try:
-            import datasets
-        except ImportError as error:
-            raise InputError(
-                f"datasets:{name} needs the library `datasets`: pip install 'open-qlip[datasets]'"
-            ) from error
-        path, _, split = name.partition(":")
-        self._name = f"{path}:{split or 'train'}"
-        try:
-            table = datasets.load_dataset(path, split=split or "train")
-        except Exception as error:  # the library raises almost anything
-            raise InputError(f"datasets:{self._name}: cannot be loaded ({one_line(error)})") from error
+        self._name, table = _load(name)
+        import datasets
+
         pictures = [column for column, kind in table.features.items() if isinstance(kind, datasets.Image)]
         if not pictures:
             raise InputError(f"datasets:{self._name}: no column of pictures; its columns are {table.column_names}")
@@ -57,3 +48,36 @@ class HubSamples(Samples):
     def captions(self) -> Iterator[str]:
         """Those of all rows."""
         yield from captions_of(map(describe, self._table.remove_columns(self._image)))
+
+
+def hub_texts(name: str, column: str) -> Iterator[str]:
+    """The texts of a split of a data set, in order.
+
+    Args:
+        name: as that of `HubSamples`.
+        column: which holds the text.
+
+    Raises:
+        InputError: the library is missing, it knows no such set, or the set has no such column.
+    """
+    name, table = _load(name)
+    if column not in table.column_names:
+        raise InputError(f"datasets:{name}: no column {column!r}; its columns are {table.column_names}")
+    for record in table.select_columns([column]):
+        yield record[column]
+
+
+def _load(name: str) -> tuple[str, Any]:
+    """A split by its name: the name with the split in it, and the library's table."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(
+            f"datasets:{name} needs the library `datasets`: pip install 'open-qlip[datasets]'"
+        ) from error
+    path, _, split = name.partition(":")
+    name = f"{path}:{split or 'train'}"
+    try:
+        return name, datasets.load_dataset(path, split=split or "train")
+    except Exception as error:  # the library raises almost anything
+        raise InputError(f"datasets:{name}: cannot be loaded ({one_line(error)})") from error
