@@ -13,26 +13,28 @@ from qlip.errors import InputError
 
 
 def train(*arguments: str) -> int:
-    """Train a tokenizer or a text-to-image model: `qlip train RECIPE --out DIR [--resume] [any field of it]`."""
-    from qlip.recipes import t2i
-    from qlip.recipes.run import do_again, run
+    """Train a tokenizer or a model on its tokens: `qlip train RECIPE --out DIR [--resume] [any field of it]`."""
+    from qlip.recipes import run as tokenizers
+    from qlip.recipes import t2i, um3
 
     args = _parse_recipe(train, arguments, {"replay": (Path | None, None, REPLAY)})
     if isinstance(args, int):
         return args
+    model = "MODEL" if args.out is None else str(args.out / "model")
+    home: Any = tokenizers
+    left = f"the tokenizer is in {model}; try: qlip verify {model}"
+    if isinstance(args.recipe, t2i.T2IRecipe):
+        home = t2i
+        left = f'the model is in {model}; try: qlip generate "a dog" --model {model} --out pictures'
+    elif isinstance(args.recipe, um3.UM3Recipe):
+        home = um3
+        left = f'the model is in {model}; try: qlip um3 draw "a dog" --model {model} --out pictures'
     if args.replay:
-        again = t2i.do_again if isinstance(args.recipe, t2i.T2IRecipe) else do_again
-        print_json(again(args.recipe, args.replay))
+        print_json(home.do_again(args.recipe, args.replay))
         return 0
     if args.out is None:
         raise InputError("--out is missing: name the folder of the run")
-    model = args.out / "model"
-    if isinstance(args.recipe, t2i.T2IRecipe):
-        finished = t2i.run(args.recipe, args.out, args.resume)
-        left = f'the model is in {model}; try: qlip generate "a dog" --model {model} --out pictures'
-    else:
-        finished = run(args.recipe, args.out, args.resume)
-        left = f"the tokenizer is in {model}; try: qlip verify {model}"
+    finished = home.run(args.recipe, args.out, args.resume)
     say(left if finished else f"stopped with a checkpoint in {args.out}; the same command with --resume goes on")
     return 0
 
@@ -157,14 +159,17 @@ def _parse_recipe(
     command: Callable[..., int], arguments: tuple[str, ...], more: dict[str, tuple[Any, Any, str]]
 ) -> Any:
     """The options of `train` and `calibrate`."""
-    from qlip.recipes import describe_recipes, load_recipe, t2i
+    from qlip.recipes import describe_recipes, load_recipe, t2i, um3
 
     def load_any(name: str) -> Any:
-        return t2i.load_recipe(name) if t2i.is_recipe(name) else load_recipe(name)
+        kind = next((kind for kind in (t2i, um3) if kind.is_recipe(name)), None)
+        return kind.load_recipe(name) if kind else load_recipe(name)
 
     usage, load = RECIPE_USAGE[command.__name__] + describe_recipes(), load_recipe
     if command is train:
-        usage, load = f"{usage}\n\nText to image, docs/t2i.md:\n{t2i.describe_recipes()}", load_any
+        usage += f"\n\nText to image, docs/t2i.md:\n{t2i.describe_recipes()}"
+        usage += f"\n\nText and images in one model, docs/um3-training.md:\n{um3.describe_recipes()}"
+        load = load_any
     return parse_recipe(command.__name__, command.__doc__, usage, load, arguments, more)
 
 
@@ -221,7 +226,7 @@ RECIPE_USAGE = {
 usage: qlip train RECIPE --out DIR [--resume] [OPTIONS]
        torchrun --nproc-per-node N -m qlip.cli train RECIPE --out DIR [--resume] [OPTIONS]
 
-Train a tokenizer, or a text-to-image model. RECIPE is one of the names below, or the recipe.json of a run; every
+Train a tokenizer, or a model on its tokens. RECIPE is one of the names below, or the recipe.json of a run; every
 field of it is an option: `qlip train RECIPE --help` lists them. With --resume an interrupted run goes on from its
 latest checkpoint.
 
