@@ -92,13 +92,8 @@ class Plan:
         Raises:
             InputError: a picture is longer than a row, or there are more pictures than the rows hold.
         """
-        self.config, self.batch_size, self.row_length, self.room, self.seed = (
-            config,
-            batch_size,
-            row_length,
-            room,
-            seed,
-        )
+        self.config, self.seed = config, seed
+        self.batch_size, self.row_length, self.room = batch_size, row_length, room
         self.with_pictures = config.uses(KINDS[1]) or config.uses(KINDS[2])
         self.per_row = row_length // room
         if self.with_pictures and not self.per_row:
