@@ -4,6 +4,7 @@ import logging
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -42,14 +43,15 @@ def environment(device: str) -> dict[str, str]:
         device: a torch device, such as "cpu" or "cuda".
     """
     git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+    here = Path(__file__).parent
+    commit = subprocess.run(git, cwd=here, capture_output=True, text=True).stdout if shutil.which("git") else ""
     cuda = torch.device(device).type == "cuda"
     return {
         "hardware": torch.cuda.get_device_name(device) if cuda else f"{os.cpu_count()} CPU cores ({_cpu()})",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "open-qlip": version("open-qlip"),
-        "commit": commit or "unknown",
+        "commit": commit.strip() or "unknown",
     }
 
 
