@@ -29,13 +29,13 @@ from qlip.t2i.model import PUBLISHED
 
 PROMPTS = (
     "a photo of a goldfish.",
-    "a photo of a school bus.",
     "a photo of a lemon.",
     "a photo of a jellyfish.",
     "a photo of an alp.",
     "a photo of a black widow.",
-    "an emoji of a red heart",
-    "a flag with a blue cross",
+    "red paper lantern",  # these three are of names that training left out
+    "milky way",
+    "delivery truck",
 )
 SIDE, GAP, MARGIN, CHUNK = 96, 4, 190, 4096
 

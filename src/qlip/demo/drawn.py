@@ -14,7 +14,7 @@ from qlip.t2i.pipeline import load_t2i
 from qlip.um3 import checkpoint as um3
 from qlip.um3.pipeline import load_um3
 
-PROMPTS = ("a photo of a goldfish.", "a photo of a school bus.", "a photo of a lemon.", "a photo of an alp.")
+PROMPTS = ("a photo of a goldfish.", "a photo of a lemon.", "a photo of an alp.", "a photo of a jellyfish.")
 BEGINNING = "One day, a little girl named Lily"
 NUM, CFG = 6, 3.0
 
