@@ -15,6 +15,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import qlip
 from qlip.bits import unpack
 from qlip.demo import report
+from qlip.demo.drawn import CFG, NUM
 from qlip.demo.report import TEMPLATES, build, print_summary, read_photos
 from qlip.demo.tokenmap import CELL, GAP, ZERO_SHADE, draw, token_colors
 from qlip.errors import InputError
@@ -253,8 +254,14 @@ def test_a_bundled_tokenizer_brings_its_held_out_numbers(model, summary, few, qu
     shown = build(qlip.load("qlip-tiny"), tmp_path)
     assert f"PSNR {measured['results']['psnr']:.2f} dB" in shown.held_out
     assert f"{measured['results']['top1']:.1%} of them right among 200" in shown.held_out
-    assert shown.held_out in unescape(shown.path.read_text(encoding="utf-8"))
+    page = shown.path.read_text(encoding="utf-8")
+    assert shown.held_out in unescape(page)
     assert summary.held_out == ""
+    assert shown.drawings.name == "t2i-tiny" and page.count("drawn after: a photo of a lemon.") == NUM
+    (lemon,) = qlip.load_t2i("t2i-tiny").generate("a photo of a lemon.", cfg=CFG)
+    lemons = next(row.files for row in shown.drawings.rows if row.prompt == "a photo of a lemon.")
+    assert np.array_equal(np.asarray(read(lemons[0])), np.asarray(lemon))
+    assert summary.drawings is None and "Pictures from words" not in summary.path.read_text(encoding="utf-8")
     model.name = "qlip-tiny"  # as a folder of that name is called
     try:
         assert build(model, tmp_path).held_out == ""

@@ -14,7 +14,7 @@ def drawings_section(writer: Writer | None) -> str:
 <h2>Pictures from words</h2>
 <p>Tokens are made to be written, too. <b>{escape(writer.name)}</b>, a Llama of {writer.size / 1e6:.1f} million
 parameters, reads a text and writes a picture's tokens one after the other; the tokenizer's decoder turns them into
-pixels. It was trained on a laptop's worth of computing: look at colours and outlines, and expect no more.
+pixels. It was trained for half an hour on one processor core: look at colours and layout, and expect no more.
 {_how(writer)}</p>
 {_drawn(writer)}
 </section>"""

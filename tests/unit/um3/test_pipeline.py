@@ -1,6 +1,8 @@
 """The three uses, in Python and as commands: the same for the same seed, whatever is beside it; clear errors."""
 
 import json
+from html import unescape
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +10,12 @@ import torch
 from PIL import Image
 
 import qlip
+from qlip.demo.drawings import unified_section
+from qlip.demo.drawn import NUM, PROMPTS, use_unified
+from qlip.demo.report import read_photos
 from qlip.errors import InputError
 from qlip.lm.generate import Sampling
+from qlip.um3 import checkpoint as um3_checkpoint
 from qlip.um3.pipeline import UnifiedModel
 
 
@@ -106,3 +112,16 @@ def test_the_commands(tiny_folder, tmp_path, run, photos, model):
 def test_half_precision_draws_too(tiny_folder):
     (picture,) = qlip.load_um3(tiny_folder, dtype=torch.bfloat16).draw("a red mug")
     assert picture.size == (64, 64)
+
+
+def test_the_demo_shows_what_a_bundled_model_makes(tiny_folder, monkeypatch):
+    tokenizer, photos = qlip.load("qlip-tiny"), read_photos()[:2]
+    monkeypatch.setattr(um3_checkpoint, "bundled", lambda: [str(tiny_folder)])
+    found = use_unified(tokenizer, [file for _, file in photos])
+    assert list(found.captions) == qlip.load_um3(tiny_folder).caption([file for _, file in photos])
+    assert len(found.writer.rows) == len(PROMPTS) and all(len(row.files) == NUM for row in found.writer.rows)
+    examples = tuple(SimpleNamespace(photo=photo, original=file) for photo, file in photos)
+    page = unescape(unified_section(found, examples))
+    assert all(said in page for said in (*found.captions, found.beginning + "</b>" + found.story, *PROMPTS))
+    monkeypatch.setattr(um3_checkpoint, "bundled", lambda: [])
+    assert use_unified(tokenizer, []) is None
