@@ -35,7 +35,7 @@ from qlip.files import whole_file
 from qlip.jobs.tokens import save_png
 from qlip.lm.checkpoint import load as load_lm
 from qlip.lm.checkpoint import read_config
-from qlip.recipes.um3 import RECIPES, UM3DataConfig, UM3Recipe, run
+from qlip.recipes.um3 import RECIPES, UM3DataConfig, UM3Recipe, calibration, run
 from qlip.train.log import read_log
 from qlip.um3.checkpoint import add_image_specials, open_tokenizer
 from qlip.um3.config import UM3Config
@@ -141,8 +141,8 @@ def before(args: Arguments, config: UM3Config) -> dict[str, dict[str, float]]:
             **about,
         )
         text = Text.open(args.text, words, own)
-        calibration = [torch.from_numpy(text.document(i)[:longest])[None] for i in range(min(len(text), 16))]
-        model = UM3.from_llama(base, own, calibration=calibration if qk_norm else ()).eval()
+        documents = calibration(text, min(base.config.max_position_embeddings, longest)) if qk_norm else ()
+        model = UM3.from_llama(base, own, calibration=documents)
         found[name] = held_out_text(model, Text.open(args.val_text, words, own), RECIPES["um3-tiny"].data.max_val)
     return found
 

@@ -165,7 +165,7 @@ def t2i(
     """Draw after the words of pictures and measure: gFID or a stand-in, CLIPScore, right classes.
 
     Args:
-        model: Folder of a text-to-image model, such as RUN/model.
+        model: A bundled text-to-image model by its name, or a folder, such as RUN/model.
         drawn: Instead of a model, sources of pictures that were drawn, with captions or labels.
         tokenizer: That draws the tokens, and that rebuilds the reference beside; default: the model's own.
     """
@@ -187,7 +187,7 @@ def um3_text(
     """Multiple choice by lm-eval: the language of a UM3, or of any causal language model.
 
     Args:
-        model: Folder of a UM3 or in the layout of transformers, or a hub id.
+        model: A bundled UM3 by its name, a folder of one or in the layout of transformers, or a hub id.
     """
     from qlip.jobs.um3_text import evaluate_um3_text
 

@@ -104,7 +104,7 @@ def draw(
         prompt_file: A file with further prompts, one a line.
         num: Pictures of each prompt.
         cfg: How strongly the prompt counts, from 1.
-        seed: Of the first picture; the next has one more.
+        seed: Of the first picture of each prompt; the next has one more.
         temperature: Below 1 more of the likely, above 1 more of the rest.
         top_k: Only so many of the likeliest sub-tokens; 0: all.
         top_p: Only the likeliest sub-tokens that together have this share.

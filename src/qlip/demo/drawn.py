@@ -40,7 +40,8 @@ def use_unified(tokenizer: QLIP, photos: list[bytes]) -> Unified | None:
 
 
 def _of_ids(names: list[str], config: Callable[[str], Any], tokenizer: QLIP) -> str | None:
-    return next((name for name in names if config(name).id_hash == tokenizer.id_hash()), None)
+    own = tokenizer.id_hash(), tokenizer.config.grid
+    return next((name for name in names if (config(name).id_hash, config(name).grid) == own), None)
 
 
 def _size(model: nn.Module) -> int:

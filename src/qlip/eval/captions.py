@@ -10,6 +10,7 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def evaluate_captions(predictions: Path, references: Path, out: Path | None = No
     settings = {
         "tokenization": PENN_TREEBANK if has_java else PLAIN,
         "meteor": "1.5" if has_java else "left out: there is no Java",
-        "pycocoevalcap": "1.2",
+        "pycocoevalcap": version("pycocoevalcap"),
         "num_references": sum(len(wanted[image]) for image in captions),
     }
     name = predictions.stem

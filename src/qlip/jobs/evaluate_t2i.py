@@ -34,7 +34,7 @@ def evaluate_t2i(
     """Draw after the words of a data set, and measure; see `qlip.eval.drawings`.
 
     Args:
-        model: folder of a text-to-image model.
+        model: a bundled text-to-image model by its name, or a folder.
         sources: of pictures with captions or labels.
         options: of all protocols. `max_samples` is of `sources`, and of the reference. Pictures go to
             `out`/drawn/, which `out`/drawn.jsonl lists with their words: a source like any other.

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from qlip.data.captions import Captioner, read_class_names
 from qlip.data.token_file import TokenFiles
@@ -207,6 +208,11 @@ def run(recipe: UM3Recipe, out: Path, resume: bool = False) -> bool:
         return finished
 
 
+def calibration(text: Text, longest: int) -> list[Tensor]:
+    """The documents on which a run measures its base's queries and keys: (1, T) ids each, T at most `longest`."""
+    return [torch.from_numpy(text.document(i)[:longest])[None] for i in range(min(len(text), CALIBRATING))]
+
+
 def do_again(recipe: UM3Recipe, folder: Path) -> dict[str, float | str]:
     """Do the step again that a run left when a loss was not finite; see `qlip.train.nonfinite`.
 
@@ -285,12 +291,10 @@ def _sources(recipe: UM3Recipe, config: UM3Config, tokenizer: Tokenizer) -> Data
 
 def _task(recipe: UM3Recipe, folder: Path, config: UM3Config, text: Text | None, device: torch.device) -> UM3Task:
     base = load_lm(folder)
-    calibration = []
+    documents = []
     if recipe.calibrate and config.lm.qk_norm > base.config.qk_norm and text:
-        longest = min(base.config.max_position_embeddings, recipe.sequence_length)
-        documents = (text.document(i)[:longest] for i in range(min(len(text), CALIBRATING)))
-        calibration = [torch.from_numpy(document)[None] for document in documents]
-    model = UM3.from_llama(base, config, calibration=calibration, seed=recipe.seed)
+        documents = calibration(text, min(base.config.max_position_embeddings, recipe.sequence_length))
+    model = UM3.from_llama(base, config, calibration=documents, seed=recipe.seed)
     return UM3Task(model.to(device), recipe.task, recipe, recipe.batch_size)
 
 

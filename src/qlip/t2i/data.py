@@ -135,7 +135,7 @@ def held_out(
 
 def _caption(rows: dict[str, Any], i: int, choice: float, sentences: Sentences) -> str:
     row = {name: rows[name][i] for name in ("captions", "caption", "label") if name in rows}
-    several = row.get("captions") or [row.get("caption")]
+    several = row.get("captions") or [row.get("caption") or None]
     if several == [None] and sentences and (label := row.get("label")) is not None:
         if not 0 <= label < len(sentences):
             raise InputError(

@@ -19,7 +19,7 @@ from qlip.lm import checkpoint as lm
 from qlip.lm.transformer import Transformer
 from qlip.model.checkpoint import BUNDLED
 from qlip.um3.config import UM3Config
-from qlip.um3.model import UM3, text_view
+from qlip.um3.model import UM3, skeleton, text_view
 
 CONFIG, WORDS, WORDS_CONFIG = "um3.json", "tokenizer.json", "tokenizer_config.json"
 BOI_TOKEN, EOI_TOKEN = "<|boi|>", "<|eoi|>"
@@ -79,8 +79,7 @@ def load(
     """
     config = read_config(Path(folder))
     weights = lm.load(folder, device=device, dtype=dtype)
-    with torch.device("meta"):
-        model = UM3(config)
+    model = skeleton(config)
     model.lm = weights
     return model.eval()
 

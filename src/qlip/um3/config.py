@@ -61,8 +61,8 @@ class UM3Config:
         if (length := self.num_image_tokens + FRAME) > self.lm.max_position_embeddings:
             raise InputError(
                 f"a picture takes {length} ids ({self.num_image_tokens} sub-tokens and {FRAME} around them), "
-                f"more than max_position_embeddings {self.lm.max_position_embeddings}: raise that, or use wider "
-                "sub-tokens"
+                f"more than max_position_embeddings {self.lm.max_position_embeddings}: raise that (of a training: "
+                "sequence_length), or use wider sub-tokens"
             )
 
     @classmethod

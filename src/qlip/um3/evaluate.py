@@ -27,8 +27,8 @@ def held_out_text(model: UM3, text: Text, max_documents: int) -> dict[str, float
         max_documents: so many, evenly spread; of each what its context holds, from the beginning.
 
     Returns:
-        `text_nats_per_token` over the text vocabulary, and e to that, `text_perplexity`; and `attention_norms` of
-        a few of the documents.
+        `text_nats_per_token` over the text vocabulary (of a joint softmax over all ids), and e to that,
+        `text_perplexity`; and `attention_norms` of a few of the documents.
     """
     longest = model.config.lm.max_position_embeddings
     documents = [text.document(i)[:longest].tolist() for i in _spread(len(text), max_documents)]
