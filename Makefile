@@ -15,8 +15,9 @@ setup: .venv/.installed
 demo: setup
 	$(BIN)/qlip demo --out report
 
+# One thread a process: pytest fills the cores with processes.
 test: setup
-	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4
 
 check: setup
 	$(BIN)/ruff check src tests benchmarks examples

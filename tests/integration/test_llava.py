@@ -93,7 +93,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(run, arguments, tmp_pa
     shutil.rmtree(cut / "checkpoints" / "step-0000006")
     code, _, err = run(*arguments, "--out", cut)
     assert code == 1 and "--resume" in err
-    code, _, err = run(*arguments, "--out", cut, "--resume", "--lr", "1e-3")
+    code, _, err = run(*arguments, "--out", cut, "--resume", "--lr", "7e-4")
     assert code == 1 and "another 'task.lr'" in err
     assert run("llava", "train", cut / "recipe.json", "--out", cut, "--resume")[0] == 0
     assert lines(cut) == lines(whole)

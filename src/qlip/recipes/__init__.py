@@ -13,7 +13,7 @@ from qlip.errors import InputError
 if TYPE_CHECKING:
     from qlip.recipes.run import TrainRecipe
 
-_MACHINERY = ("run", "record", "stage1", "stage2", "calibrate", "export", "plain", "card", "llava", "t2i")
+_MACHINERY = ("run", "record", "stage1", "stage2", "calibrate", "export", "plain", "card", "llava", "t2i", "um3")
 
 
 def recipe_names() -> list[str]:

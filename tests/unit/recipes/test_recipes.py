@@ -109,7 +109,7 @@ def test_the_commands_of_the_docstrings_are_understood(name):
         assert options.recipe.stage == load_recipe(arguments[0]).stage
 
 
-@pytest.mark.parametrize("page", ("training.md", "paper-scale.md", "t2i.md"))
+@pytest.mark.parametrize("page", ("training.md", "paper-scale.md", "t2i.md", "um3-training.md"))
 def test_the_commands_of_the_pages_are_understood(page):
     found = commands((ROOT / "docs" / page).read_text(encoding="utf-8"))
     assert found

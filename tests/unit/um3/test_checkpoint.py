@@ -14,6 +14,7 @@ from qlip.jobs.um3_text import text_view
 from qlip.lm import checkpoint as lm
 from qlip.lm.generate import GREEDY
 from qlip.model import checkpoint as tokenizer_checkpoint
+from qlip.t2i import checkpoint as t2i_checkpoint
 from qlip.um3 import checkpoint as um3_checkpoint
 from qlip.um3.checkpoint import (
     add_image_specials,
@@ -56,12 +57,13 @@ def test_a_failure_leaves_what_was_there(tiny_folder, tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_bundled_name_comes_first_and_is_no_tokenizer(tiny_folder, monkeypatch):
-    for module in (um3_checkpoint, tokenizer_checkpoint):
-        monkeypatch.setattr(module, "BUNDLED", tiny_folder.parent)
-    assert tokenizer_checkpoint.bundled() == []
-    assert tiny_folder.name in um3_checkpoint.bundled()
-    assert find(tiny_folder.name) == tiny_folder
+def test_a_bundled_name_comes_first_and_is_no_tokenizer(tiny_folder, tmp_path, monkeypatch):
+    (tmp_path / "um3-small").symlink_to(tiny_folder)
+    for module in (um3_checkpoint, tokenizer_checkpoint, t2i_checkpoint):
+        monkeypatch.setattr(module, "BUNDLED", tmp_path)
+    assert tokenizer_checkpoint.bundled() == t2i_checkpoint.bundled() == []
+    assert um3_checkpoint.bundled() == ["um3-small"]
+    assert find("um3-small") == tmp_path / "um3-small"
     with pytest.raises(InputError, match="'um3-large' is not a model of text and images: use a bundled one"):
         find("um3-large")
 
