@@ -35,6 +35,14 @@ def read_recipe(path: str | Path, kinds: Mapping[int | str, type]) -> Any:
         raise InputError(f"{path}: not a recipe ({error})") from error
 
 
+def is_record(path: str | Path, stage: int | str) -> bool:
+    """Whether it is the `recipe.json` of a run of this stage."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))["stage"] == stage
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def write_record(recipe: Any, stage: int | str, num_samples: int | None, out: Path) -> None:
     """Write `recipe.json`: the recipe, and a segment for the start and for each time that the run was resumed.
 

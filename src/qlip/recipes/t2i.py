@@ -11,7 +11,6 @@ an epoch of LlamaGen's 50 M pictures. The hours have not been measured.
 docs/results/t2i-bits.md compares. In bfloat16 it takes 6.5 MB.
 """
 
-import json
 import logging
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ from qlip.data.captions import class_sentences
 from qlip.data.token_dataset import TokenDataset
 from qlip.errors import InputError
 from qlip.model.checkpoint import load as load_tokenizer
-from qlip.recipes.record import read_recipe, write_record
+from qlip.recipes.record import is_record, read_recipe, write_record
 from qlip.t2i.checkpoint import save
 from qlip.t2i.condition import OWN, FeatureFiles, TextReader, open_reader
 from qlip.t2i.config import CLASSES, SIZES, Embedding, Head, Size, T2IConfig
@@ -149,10 +148,7 @@ def describe_recipes() -> str:
 
 def is_recipe(name: str) -> bool:
     """Whether it names a recipe of this kind, or the `recipe.json` of a run of one."""
-    try:
-        return name in RECIPES or json.loads(Path(name).read_text(encoding="utf-8"))["stage"] == STAGE
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return name in RECIPES or is_record(name, STAGE)
 
 
 def load_recipe(name: str) -> T2IRecipe:

@@ -9,7 +9,6 @@ rows of 4,096 would be 1.26 T tokens; 60,000 are 126 B, which fits the count tha
 measured. `um3-tiny` sees 4.4 M tokens, about 10,000 pictures among them, in 42 minutes of one CPU core.
 """
 
-import json
 import logging
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
@@ -28,7 +27,7 @@ from qlip.errors import InputError
 from qlip.lm.checkpoint import load as load_lm
 from qlip.lm.checkpoint import read_config
 from qlip.model.hub import fetch
-from qlip.recipes.record import read_recipe, write_record
+from qlip.recipes.record import is_record, read_recipe, write_record
 from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank, world_size
 from qlip.train.fit import Evaluator, FitConfig, fit, start_checkpoint
 from qlip.train.nonfinite import for_json, replay
@@ -156,10 +155,7 @@ def describe_recipes() -> str:
 
 def is_recipe(name: str) -> bool:
     """Whether it names a recipe of this kind, or the `recipe.json` of a run of one."""
-    try:
-        return name in RECIPES or json.loads(Path(name).read_text(encoding="utf-8"))["stage"] == STAGE
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return name in RECIPES or is_record(name, STAGE)
 
 
 def load_recipe(name: str) -> UM3Recipe:

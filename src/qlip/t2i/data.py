@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qlip.data.samples import evenly
 from qlip.data.token_dataset import TokenDataset
 from qlip.errors import InputError
 from qlip.t2i.condition import TextReader
@@ -117,8 +118,8 @@ def held_out(
         of sub-tokens; and `bits_per_image_unconditional`, without the condition.
     """
     config: T2IConfig = model.config
-    count = min(max_pictures, len(dataset))
-    indices = [int(i) for i in np.linspace(0, len(dataset), count, endpoint=False)]
+    indices = evenly(len(dataset), max_pictures)
+    count = len(indices)
     total = torch.zeros(2, dtype=torch.float64)
     for start in range(0, count, batch_size):
         part = indices[start : start + batch_size]

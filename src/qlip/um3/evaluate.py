@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from qlip.data.samples import evenly
 from qlip.lm.loss import IGNORED, chunked_cross_entropy
 from qlip.um3.layout import image_to_text, text_to_image
 from qlip.um3.model import UM3
@@ -31,7 +31,7 @@ def held_out_text(model: UM3, text: Text, max_documents: int) -> dict[str, float
         `text_perplexity`; and `attention_norms` of a few of the documents.
     """
     longest = model.config.lm.max_position_embeddings
-    documents = [text.document(i)[:longest].tolist() for i in _spread(len(text), max_documents)]
+    documents = [text.document(i)[:longest].tolist() for i in evenly(len(text), max_documents)]
     nats, count = _nats(model, documents, [1] * len(documents), visual=False)
     per_token = nats / count
     perplexity = {"text_nats_per_token": per_token, "text_perplexity": math.exp(min(per_token, 700))}
@@ -74,7 +74,7 @@ def held_out_pictures(model: UM3, pictures: Pictures, max_pictures: int) -> dict
         `caption_nats_per_token` of image→text, the end of the text counted as a token.
     """
     config = model.config
-    indices = _spread(len(pictures), max_pictures)
+    indices = evenly(len(pictures), max_pictures)
     found = pictures.read(indices, indices)
     drawn = [text_to_image(caption, tokens, config) for _, tokens, caption in found]
     described = [image_to_text(tokens, caption, config) for _, tokens, caption in found]
@@ -102,10 +102,6 @@ def _nats(model: UM3, documents: list[list[int]], first: list[int], visual: bool
         total += float(chunked_cross_entropy(hidden, head, targets.to(model.device)))
         count += int((targets != IGNORED).sum())
     return total, count
-
-
-def _spread(length: int, most: int) -> list[int]:
-    return [int(i) for i in np.linspace(0, length, min(length, most), endpoint=False)]
 
 
 @contextmanager
