@@ -27,12 +27,11 @@ from qlip.data.sources import open_indexed
 from qlip.environment import environment, resolve_device
 from qlip.errors import InputError
 from qlip.eval.captions import names_class
-from qlip.eval.drawings import Drawer, evaluate_drawn
 from qlip.eval.interval import mean_of
+from qlip.eval.options import Drawing, Scoring
 from qlip.eval.options import Options as EvalOptions
-from qlip.eval.options import Scoring
 from qlip.files import whole_file
-from qlip.jobs.tokens import save_png
+from qlip.jobs.evaluate_t2i import evaluate_t2i
 from qlip.lm.checkpoint import load as load_lm
 from qlip.lm.checkpoint import read_config
 from qlip.recipes.um3 import RECIPES, UM3DataConfig, UM3Recipe, calibration, run
@@ -158,27 +157,15 @@ def described(args: Arguments, model: UnifiedModel, names: Sequence[Sequence[str
     return {"share": asdict(share), "chance": 1 / len(names), "examples": pairs[:: max(1, len(pairs) // 20)]}
 
 
-def drawn(args: Arguments, model: UnifiedModel, names: Sequence[Sequence[str]]) -> dict[str, Any]:
+def drawn(args: Arguments, model: Path) -> dict[str, Any]:
     """What the classifier sees in drawings."""
-    folder, samples = args.out / "drawn", open_indexed(args.val)
-    labels = [samples[i]["label"] for i in evenly(len(samples), args.num_val)]
-    lines = []
-    for number, label in enumerate(track(labels, "drawing", transient=True)):
-        file = folder / f"{number:06d}.png"
-        lines.append({"image": file.name, "label": label})
-        if not file.exists():
-            prompt = f"a photo of a {names[label][0]}."
-            save_png(model.draw(prompt, cfg=args.cfg, seed=number)[0], file)
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "drawn.jsonl").write_text(text, encoding="utf-8")
-    return evaluate_drawn(
-        [str(folder / "drawn.jsonl")],
+    return evaluate_t2i(
+        str(model),
         args.val,
-        EvalOptions(out=args.out / "evaluation", max_samples=args.num_val),
+        EvalOptions(out=args.out / "drawn", max_samples=args.num_val, batch_size=50, device=args.device),
         lambda what: lambda rows: track(rows, what, transient=True),
         Scoring(classes=str(args.classes)),
-        model.tokenizer.name,
-        Drawer(LONG, model.model.config.id_hash, "float32", {"cfg": args.cfg}),
+        Drawing(cfg=args.cfg),
     )["results"]
 
 
@@ -222,9 +209,10 @@ def main() -> None:
         if numbers is None:
             return
         found[arm] = numbers
-    model, names = load_um3(args.out / LONG / "model", device=args.device), read_class_names(args.classes)
+    folder, names = args.out / LONG / "model", read_class_names(args.classes)
+    model = load_um3(folder, device=args.device)
     rows = before(args, model.model.config) | found
-    write(args, rows, {"captions": described(args, model, names), "drawings": drawn(args, model, names)})
+    write(args, rows, {"captions": described(args, model, names), "drawings": drawn(args, folder)})
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from tests.conftest import LABELS, encoded
 from tests.unit.t2i.conftest import CLASSES, written
+from tests.unit.um3.conftest import written as written_um3
 
 import qlip
 
@@ -77,6 +78,19 @@ def test_a_model_of_classes_draws_the_labels(evaluate, color_data, tokenizer, tm
     assert [line["label"] for line in lines] == [0, 0, 0, 0] and "caption" not in lines[0]
     pictures = [(tmp_path / "out" / line["image"]).read_bytes() for line in lines]
     assert len(set(pictures)) == 4  # each has a seed of its own
+
+
+def test_a_unified_model_draws_as_it_does_itself(evaluate, color_data, tmp_path):
+    folder = written_um3(tmp_path / "um3")
+    data = [color_data / "val.parquet", "--classes", color_data / "classes.json", "--max-samples", "2"]
+    code, out, err = evaluate(*data, "--model", folder, *QUICK, "--out", "out", "--json")
+    assert code == 0, err
+    settings = json.loads(out)["settings"]
+    own = {"cfg": 1.0, "temperature": 1.0, "top_k": 0, "top_p": 0.95, "text": "cut to 63 tokens"}
+    assert {name: settings[name] for name in own} == own
+    said = json.loads((tmp_path / "out" / "drawn.jsonl").read_text().splitlines()[1])["caption"]
+    (expected,) = qlip.load_um3(folder).draw(said, seed=1)
+    assert Image.open(tmp_path / "out" / "drawn" / "000001.png").tobytes() == expected.tobytes()
 
 
 def test_what_is_wrong_is_said_before_anything_is_drawn(evaluate, color_data, painter, tmp_path):

@@ -165,7 +165,7 @@ def t2i(
     """Draw after the words of pictures and measure: gFID or a stand-in, CLIPScore, right classes.
 
     Args:
-        model: A bundled text-to-image model by its name, or a folder, such as RUN/model.
+        model: A bundled text-to-image model or UM3 by its name, or a folder, such as RUN/model.
         drawn: Instead of a model, sources of pictures that were drawn, with captions or labels.
         tokenizer: That draws the tokens, and that rebuilds the reference beside; default: the model's own.
     """

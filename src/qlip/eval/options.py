@@ -125,19 +125,19 @@ class Drawing:
 
     Attributes:
         num: pictures after each sample's words.
-        cfg: how strongly the words count, from 1.
         seed: of the first picture; each further one has one more.
+        cfg: how strongly the words count, from 1; by default, as of the next three, what the model takes itself.
         temperature: below 1 more of the likely, above 1 more of the rest.
         top_k: only so many of the likeliest sub-tokens; 0: all.
         top_p: only the likeliest sub-tokens that together have this share.
     """
 
     num: int = 1
-    cfg: float = 7.5
     seed: int = 0
-    temperature: float = 1.0
-    top_k: int = 1000
-    top_p: float = 1.0
+    cfg: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
 
     def __post_init__(self) -> None:
         if self.num < 1 or self.seed < 0:

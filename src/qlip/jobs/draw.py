@@ -16,14 +16,18 @@ from qlip.errors import InputError
 from qlip.eval.batches import Track
 from qlip.files import whole_file
 from qlip.jobs.generate import grid
-from qlip.t2i.pipeline import TextToImage
+from qlip.t2i.pipeline import TextToImage, load_t2i
 from qlip.train.distributed import on_all_ranks, rank, world_size
+from qlip.um3.checkpoint import is_um3
+from qlip.um3.pipeline import UnifiedModel, load_um3
 
 ABOUT = "qlip"  # the PNG's text that says how it was drawn
 COLUMNS = 2
 
 Draw = Callable[[Sequence[tuple[str, int]]], Iterator[Image.Image]]
 """From prompts with their seeds to a picture of each, in order."""
+
+Painter = TextToImage | UnifiedModel
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ def draw_sheets(sheets: Sequence[Sheet], draw: Draw, about: Mapping[str, Any], t
 
     Args:
         sheets: the files.
-        draw: such as `TextToImage.draw` with its settings.
+        draw: such as `TextToImage.draw_rows` with its settings.
         about: model and settings, written into each file.
         track: shows progress.
 
@@ -67,7 +71,20 @@ def draw_sheets(sheets: Sequence[Sheet], draw: Draw, about: Mapping[str, Any], t
     on_all_ranks(share)
 
 
-def fingerprint(model: TextToImage) -> str:
+def load_painter(name: str, **options: Any) -> Painter:
+    """A text-to-image model or a UM3, for benchmarks.
+
+    Args:
+        name: a bundled one, or a folder, such as RUN/model.
+        options: tokenizer, device and dtype; see `load_t2i`.
+
+    Raises:
+        InputError: see `load_t2i` and `load_um3`.
+    """
+    return load_um3(name, **options) if is_um3(name) else load_t2i(name, **options)
+
+
+def fingerprint(model: Painter) -> str:
     """A hash of all weights that draw, the tokenizer's too: 16 hexadecimal digits."""
     digest = hashlib.sha256(repr(model.model.config).encode())
     for module in (model.model, model.tokenizer):

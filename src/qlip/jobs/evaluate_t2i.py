@@ -1,10 +1,11 @@
-"""A text-to-image model on a data set: draw after its words, keep the pictures, measure them."""
+"""A text-to-image model, or a UM3, on a data set: draw after its words, keep the pictures, measure them."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,8 +16,8 @@ from qlip.eval.drawings import Drawer, Judges, Words, classes_of, evaluate_drawn
 from qlip.eval.options import Drawing, Options, Scoring
 from qlip.eval.run import Record, Tracker
 from qlip.files import whole_file
-from qlip.jobs.draw import Draw, Sheet, draw_sheets, fingerprint
-from qlip.t2i.pipeline import TextToImage, load_t2i
+from qlip.jobs.draw import Draw, Painter, Sheet, draw_sheets, fingerprint, load_painter
+from qlip.t2i.pipeline import TextToImage
 from qlip.train.distributed import on_all_ranks, on_first_rank, processes
 
 FOLDER, LIST = "drawn", "drawn.jsonl"
@@ -34,7 +35,7 @@ def evaluate_t2i(
     """Draw after the words of a data set, and measure; see `qlip.eval.drawings`.
 
     Args:
-        model: a bundled text-to-image model by its name, or a folder.
+        model: a bundled text-to-image model or UM3 by its name, or a folder.
         sources: of pictures with captions or labels.
         options: of all protocols. `max_samples` is of `sources`, and of the reference. Pictures go to
             `out`/drawn/, which `out`/drawn.jsonl lists with their words: a source like any other.
@@ -47,30 +48,33 @@ def evaluate_t2i(
         what stands in results.json.
 
     Raises:
-        InputError: see `load_t2i`, `draw_sheets` and `evaluate_drawn`.
+        InputError: see `load_painter`, `draw_sheets` and `evaluate_drawn`.
     """
     folder = Path(model).resolve()
     name = folder.parent.name if folder.name == "model" else folder.name
     out = options.out or Path("results", name, "t2i")
     with processes(options.device) as device:
         painter = on_all_ranks(
-            lambda: load_t2i(model, tokenizer=tokenizer, device=device, dtype=getattr(torch, options.dtype))
+            lambda: load_painter(model, tokenizer=tokenizer, device=device, dtype=getattr(torch, options.dtype))
         )
         config = painter.model.config
+        with_classes = isinstance(painter, TextToImage) and painter.reader is None
 
         def prepare() -> tuple[Judges, list[Sheet], list[Record]]:
             samples = open_indexed(sources)
             words = Words(classes_of(scoring, samples, samples), scoring.template)
             judges = open_judges(scoring, words.classes, device)  # before anything is drawn
-            return judges, *plan(samples, words, out, drawing, options.max_samples, config.with_classes)
+            return judges, *plan(samples, words, out, drawing, options.max_samples, with_classes)
 
         judges, sheets, lines = on_all_ranks(prepare)
-        settings = {key: value for key, value in asdict(drawing).items() if key not in ("num", "seed")}
+        settings = _settings(painter, drawing)
         about = {"model": fingerprint(painter), **settings}
-        draw: Draw = partial(painter.draw, batch_size=options.batch_size, **settings)
+        draw: Draw = partial(painter.draw_rows, batch_size=options.batch_size, **settings)
         draw_sheets(sheets, draw, about, tracker("drawing"))
         on_first_rank(partial(_write_list, out / LIST, lines))
-        drawer = Drawer(name, config.id_hash, options.dtype, _describe(painter, drawing, sources, about["model"]))
+        described = {"num": drawing.num, "seed": drawing.seed, **settings, "weights": about["model"]}
+        described |= painter.describe() | {"drawn_after": [Path(source).name for source in sources]}
+        drawer = Drawer(name, config.id_hash, options.dtype, described)
         own = tokenizer or config.tokenizer
         options = replace(options, out=out)
         return evaluate_drawn([str(out / LIST)], sources, options, tracker, scoring, own, drawer, judges, model)
@@ -121,15 +125,9 @@ def _write_list(path: Path, lines: Sequence[Record]) -> None:
         unfinished.write_text(text, encoding="utf-8")
 
 
-def _describe(painter: TextToImage, drawing: Drawing, sources: Sequence[str], weights: str) -> Record:
-    """For the record."""
-    config = painter.model.config
-    after = {
-        "weights": weights,
-        "tokenizer": painter.tokenizer.name,
-        "condition": config.condition,
-        "drawn_after": [Path(source).name for source in sources],
-    }
-    if not config.with_classes:
-        after["text"] = f"cut to {config.num_text_tokens} tokens"
-    return asdict(drawing) | after
+def _settings(painter: Painter, drawing: Drawing) -> dict[str, Any]:
+    """How to draw: what was said, and of the rest what the model takes itself."""
+    own = painter.published
+    usual = {"cfg": own.guidance_scale} | {name: getattr(own, name) for name in ("temperature", "top_k", "top_p")}
+    said = {name: getattr(drawing, name) for name in usual}
+    return {name: usual[name] if value is None else value for name, value in said.items()}

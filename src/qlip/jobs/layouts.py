@@ -38,7 +38,7 @@ def draw_layout(
         layout, prompts, out, num, seed: see `layout_sheets`.
         track: shows progress.
         batch_size: pictures at once.
-        settings: see `TextToImage.draw`.
+        settings: see `TextToImage.draw_rows`.
 
     Returns:
         the files.
@@ -47,7 +47,7 @@ def draw_layout(
         InputError: see `layout_sheets` and `draw_sheets`.
     """
     sheets = layout_sheets(layout, prompts, out, num, seed)
-    draw = partial(model.draw, batch_size=batch_size, **settings)
+    draw = partial(model.draw_rows, batch_size=batch_size, **settings)
     draw_sheets(sheets, draw, {"model": fingerprint(model), **settings}, track)
     return sheets
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from PIL import Image
@@ -56,7 +57,10 @@ class TextToImage:
         model: draws tokens.
         tokenizer: turns them into pictures.
         reader: gives the prompts' features; None where prompts are labels.
+        published: how it draws where nothing else is said.
     """
+
+    published = PUBLISHED
 
     def __init__(self, model: T2I, tokenizer: QLIP, reader: TextReader | None):
         self.model, self.tokenizer, self.reader = model, tokenizer, reader
@@ -97,7 +101,7 @@ class TextToImage:
         conditions = self.read([prompts] if isinstance(prompts, str | int) else list(prompts))
         return seeded(conditions, partial(self._draw, sampling), num, seed, batch_size, track)
 
-    def draw(
+    def draw_rows(
         self,
         rows: Sequence[tuple[str, int]],
         *,
@@ -124,6 +128,12 @@ class TextToImage:
             part = rows[start : start + batch_size]
             read = {prompt: self.read([prompt], whole=False)[0] for prompt in {prompt for prompt, _ in part}}
             yield from self._draw(sampling, [read[prompt] for prompt, _ in part], [seed for _, seed in part])
+
+    def describe(self) -> dict[str, Any]:
+        """What of it a benchmark's record should name."""
+        config = self.model.config
+        about = {"tokenizer": self.tokenizer.name, "condition": config.condition}
+        return about if config.with_classes else about | {"text": f"cut to {config.num_text_tokens} tokens"}
 
     def read(self, prompts: Sequence[str | int], whole: bool = True) -> list[Tensor]:
         """Prompts as `T2I.generate` takes them; without `whole`, long ones cut to what the model reads.

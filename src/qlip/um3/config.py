@@ -129,6 +129,11 @@ class UM3Config:
         """Sub-tokens of a picture."""
         return self.image_ids.num_image_tokens
 
+    @property
+    def max_caption_tokens(self) -> int:
+        """Ids of the longest caption after which a picture can be drawn."""
+        return self.lm.max_position_embeddings + 1 - self.num_image_tokens - 2  # BOS and BOI; the last is not read
+
 
 def _check_bits(num_bits: int, bits: int) -> None:
     if bits < 1 or num_bits % bits:

@@ -212,7 +212,7 @@ class UM3(nn.Module):
         bos, boi = self.config.bos, self.config.boi
         prompts, nothing = [[bos, *caption, boi] for caption in captions], [bos, boi]
         count = self.config.num_image_tokens
-        self._check_room(prompts, count)
+        self.check_captions(captions)
         drawn = self.generate(
             prompts, count, sampling, seeds, unconditional=[nothing] * len(prompts), compile=compile
         )
@@ -259,20 +259,26 @@ class UM3(nn.Module):
         Raises:
             InputError: a text fills the context.
         """
-        prompts = [[self.config.bos, *text] for text in texts]
-        self._check_room(prompts, 1)
-        room = self.config.lm.max_position_embeddings + 1 - max(map(len, prompts))
+        prompts, context = [[self.config.bos, *text] for text in texts], self.config.lm.max_position_embeddings
+        longest = max(map(len, prompts))
+        if longest > context:
+            raise InputError(f"a text has {longest} ids, all that this model reads ({context}): shorten it")
+        room = context + 1 - longest  # the last new id is not read
         rows = self.generate(prompts, min(max_tokens, room), sampling, seeds).tolist()
         return [row[: row.index(self.config.eos)] if self.config.eos in row else row for row in rows]
 
-    def _check_room(self, prompts: Sequence[Sequence[int]], count: int) -> None:
-        most = self.config.lm.max_position_embeddings + 1 - count  # the last new id is not read
-        for prompt in prompts:
-            if len(prompt) > most:
-                raise InputError(
-                    f"a prompt has {len(prompt)} ids, and {count} are to come: this model reads "
-                    f"{self.config.lm.max_position_embeddings} together, so shorten it to {most}"
-                )
+    def check_captions(self, captions: Sequence[Sequence[int]]) -> None:
+        """Whether each leaves room for a picture.
+
+        Raises:
+            InputError: one does not.
+        """
+        most = self.config.max_caption_tokens
+        if (longest := max(map(len, captions), default=0)) > most:
+            raise InputError(
+                f"a caption has {longest} ids, and {self.config.num_image_tokens} of a picture are to come: this "
+                f"model reads {self.config.lm.max_position_embeddings} together, so shorten it to {most}"
+            )
 
 
 def skeleton(config: UM3Config) -> UM3:

@@ -1,7 +1,7 @@
 """From words to pictures, from pictures to words, from words to words: a UM3 and its two tokenizers."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from qlip.um3.checkpoint import check_words, find, load, open_tokenizer
 from qlip.um3.model import PUBLISHED, UM3
 
 DEFAULT = "um3-tiny"
+NO_CAPTION = "say what should be in the picture"
 
 
 def load_um3(
@@ -63,7 +64,10 @@ class UnifiedModel:
         model: goes on from ids.
         tokenizer: of pictures.
         words: of text.
+        published: how it draws where nothing else is said.
     """
+
+    published = PUBLISHED
 
     def __init__(self, model: UM3, tokenizer: QLIP, words: Tokenizer):
         self.model, self.tokenizer, self.words = model, tokenizer, words
@@ -132,10 +136,43 @@ class UnifiedModel:
         Raises:
             InputError: a prompt is empty or leaves no room for a picture, or a setting is out of its range.
         """
-        check_guidance(cfg, 3.0)
-        sampling = replace(PUBLISHED, guidance_scale=cfg, temperature=temperature, top_k=top_k, top_p=top_p)
-        captions = self._write(prompts, "say what should be in the picture")
+        sampling = _sampling(cfg, temperature, top_k, top_p)
+        captions = self._write(prompts, NO_CAPTION)
+        self.model.check_captions(captions)
         return seeded(captions, partial(self._draw, sampling), num, seed, batch_size, track)
+
+    def draw_rows(
+        self,
+        rows: Sequence[tuple[str, int]],
+        *,
+        cfg: float = 1.0,
+        temperature: float = PUBLISHED.temperature,
+        top_k: int = PUBLISHED.top_k,
+        top_p: float = PUBLISHED.top_p,
+        batch_size: int = 16,
+    ) -> Iterator[Image.Image]:
+        """Draw a picture for each prompt and seed, for benchmarks: given as they are made.
+
+        Args:
+            rows: prompts with their seeds; unlike `draw`, of a text that is too long the beginning is read.
+            cfg, temperature, top_k, top_p: see `draw`.
+            batch_size: pictures at once.
+
+        Raises:
+            InputError: see `draw`.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}: use 1 or more")
+        sampling, most = _sampling(cfg, temperature, top_k, top_p), self.model.config.max_caption_tokens
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            captions = self._write([prompt for prompt, _ in part], NO_CAPTION)
+            yield from self._draw(sampling, [ids[:most] for ids in captions], [seed for _, seed in part])
+
+    def describe(self) -> dict[str, Any]:
+        """What of it a benchmark's record should name."""
+        most = self.model.config.max_caption_tokens
+        return {"tokenizer": self.tokenizer.name, "condition": "captions", "text": f"cut to {most} tokens"}
 
     def complete(
         self,
@@ -196,6 +233,11 @@ class UnifiedModel:
     def _read(self, ids: list[int]) -> str:
         """Ids to text."""
         return self.words.decode(ids)
+
+
+def _sampling(cfg: float, temperature: float, top_k: int, top_p: float) -> Sampling:
+    check_guidance(cfg, 3.0)
+    return replace(PUBLISHED, guidance_scale=cfg, temperature=temperature, top_k=top_k, top_p=top_p)
 
 
 def _check_tokens(max_tokens: int) -> None:

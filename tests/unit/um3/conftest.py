@@ -47,12 +47,15 @@ def small_words() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
-    """A random model of qlip-tiny's tokens in pieces of 14 bits, with words."""
+    return written(tmp_path_factory.mktemp("um3"))
+
+
+def written(folder: Path) -> Path:
+    """A random model of qlip-tiny's tokens in pieces of 14 bits, with words, in a folder."""
     words, tokenizer = small_words(), qlip.load("qlip-tiny")
     llama = base(vocab_size=words.get_vocab_size(), max_position_embeddings=192)
     boi, eoi = add_image_specials(words)
     shape = {"num_bits": 28, "bits": 14, "grid": (8, 8), "tokenizer": "qlip-tiny", "id_hash": tokenizer.id_hash()}
     config = UM3Config.of(llama.config, **shape, boi=boi, eoi=eoi)
-    folder = tmp_path_factory.mktemp("um3")
     save(UM3.from_llama(llama, config, noise=1.0), folder, words)
     return folder

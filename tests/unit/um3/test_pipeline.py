@@ -44,6 +44,17 @@ def test_a_seed_gives_the_same_in_any_company(model):
     assert len({picture.tobytes() for picture in several}) == len(set(texts)) == 4
 
 
+def test_rows_for_benchmarks_are_the_same_pictures(model):
+    rows = [("a red mug", 4), ("once upon a time", 7), ("xyzw" * 40, 0)]
+    drawn = list(model.draw_rows(rows, cfg=2.0, batch_size=2))
+    for picture, (prompt, seed) in list(zip(drawn, rows, strict=True))[:2]:
+        assert picture.tobytes() == model.draw(prompt, cfg=2.0, seed=seed)[0].tobytes()
+    words = model.words.decode(model.words.encode(rows[2][0]).ids[:63])  # what leaves room
+    assert drawn[2].tobytes() == model.draw(words, cfg=2.0, seed=0)[0].tobytes()
+    with pytest.raises(InputError, match="batch_size is 0"):
+        list(model.draw_rows(rows, batch_size=0))
+
+
 def test_captions_are_of_each_picture(model, photos):
     together = model.caption(photos[:3], max_tokens=12, batch_size=2)
     assert together == [model.caption(photo, max_tokens=12)[0] for photo in photos[:3]]
@@ -58,7 +69,7 @@ def test_what_cannot_be_done_is_said(model, tmp_path, small_model, tiny_folder, 
         ("a prompt is empty: say what", "  ", {}),
         ("there are no prompts", [], {}),
         ("not a string", [7], {}),
-        ("has .* ids, and 128 are to come", "xyzw" * 40, {}),
+        ("has .* ids, and 128 of a picture are to come.*shorten it to 63", "xyzw" * 40, {}),
         ("cfg is 0.5: use 1", "dog", {"cfg": 0.5}),
         ("num is 0", "dog", {"num": 0}),
         ("seed is -1", "dog", {"seed": -1}),
@@ -68,7 +79,7 @@ def test_what_cannot_be_done_is_said(model, tmp_path, small_model, tiny_folder, 
             model.draw(prompt, **options)
     with pytest.raises(InputError, match="a prompt is empty: give it a beginning"):
         model.complete(["dog", ""])
-    with pytest.raises(InputError, match="has 201 ids, and 1 are to come"):
+    with pytest.raises(InputError, match="has 201 ids, all that this model reads"):
         model.complete("é" * 100)
     with pytest.raises(InputError, match="max_tokens is 0"):
         model.caption(photos[0], max_tokens=0)
