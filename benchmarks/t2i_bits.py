@@ -129,8 +129,12 @@ def seconds_a_step(made: T2IRecipe, out: Path) -> float:
 
 
 def measure(made: T2IRecipe, out: Path) -> dict[str, float] | None:
-    """Train what is not yet trained, and read what it found; None if it was stopped."""
-    if not (out / "model").is_dir() and not run(made, out, resume=True):
+    """Train what is not yet trained, and read what it found; None if it was stopped.
+
+    Raises:
+        InputError: the folder holds a run of other settings.
+    """
+    if not run(made, out, resume=True):
         return None
     found: dict[str, float] = {"steps": made.fit.steps}
     for entry in read_log(out / "log.jsonl"):

@@ -96,7 +96,7 @@ def measure(args: Arguments, name: str, tokenizer: str) -> dict[str, Any] | None
         fit=replace(base.fit, steps=args.steps, warmup_steps=args.steps // 30, eval_every=args.steps),
         device=args.device,
     )
-    if not (folder / "run" / "model" / "config.json").exists() and not run(recipe, folder / "run", resume=True):
+    if not run(recipe, folder / "run", resume=True):  # of a finished one nothing but whether it is of this recipe
         return None
     last = [line for line in read_log(folder / "run" / "log.jsonl") if "eval/bits_per_image" in line][-1]
     found = evaluate_t2i(

@@ -115,9 +115,13 @@ def recipe(args: Arguments, arm: str) -> UM3Recipe:
 
 
 def trained(args: Arguments, arm: str) -> dict[str, float] | None:
-    """Train an arm if need be; the numbers of its last evaluation. None if SIGTERM stopped it."""
+    """Train an arm as far as it is not; the numbers of its last evaluation. None if SIGTERM stopped it.
+
+    Raises:
+        InputError: its folder holds a run of other settings.
+    """
     folder = args.out / arm.replace(",", "").replace(" ", "-")
-    if not (folder / "model" / "um3.json").exists() and not run(recipe(args, arm), folder, resume=True):
+    if not run(recipe(args, arm), folder, resume=True):
         return None
     last = [line for line in read_log(folder / "log.jsonl") if "eval/text_perplexity" in line][-1]
     return {name: last[f"eval/{name}"] for name in NUMBERS}

@@ -24,7 +24,7 @@ import tyro
 from qlip.data.captions import class_sentences
 from qlip.data.token_dataset import TokenDataset
 from qlip.errors import InputError
-from qlip.model.checkpoint import load as load_tokenizer
+from qlip.recipes.of_tokens import load_tokenizer, tokenizer_name
 from qlip.recipes.record import is_record, read_recipe, write_record
 from qlip.t2i.checkpoint import save
 from qlip.t2i.condition import OWN, FeatureFiles, TextReader, open_reader
@@ -233,13 +233,7 @@ def _reader(recipe: T2IRecipe, dataset: TokenDataset, device: torch.device) -> T
         return files
     tokenizer = None
     if recipe.condition == OWN:
-        name = _tokenizer(recipe, dataset)
-        tokenizer = load_tokenizer(name, device=device)
-        if tokenizer.id_hash() != dataset.format.id_hash:
-            raise InputError(
-                f"the tokens are ids {dataset.format.id_hash} of {dataset.format.model!r}, but {name!r} makes "
-                f"{tokenizer.id_hash()}: name their tokenizer with --tokenizer"
-            )
+        tokenizer = load_tokenizer(dataset.format, recipe.tokenizer, device)
     return open_reader(recipe.condition, tokenizer, recipe.num_text_tokens, device)
 
 
@@ -261,7 +255,7 @@ def _task(
         num_bits=dataset.format.bits,
         bits=recipe.bits,
         grid=dataset.format.grid,
-        tokenizer=_tokenizer(recipe, dataset),
+        tokenizer=tokenizer_name(dataset.format, recipe.tokenizer),
         id_hash=dataset.format.id_hash,
         condition=recipe.condition,
         condition_width=reader.width if reader else 0,
@@ -286,9 +280,3 @@ def _evaluators(
     check_columns(val, reader, sentences)
     most = recipe.data.max_val
     return [partial(held_out, dataset=val, reader=reader, max_pictures=most, sentences=sentences)]
-
-
-def _tokenizer(recipe: T2IRecipe, dataset: TokenDataset) -> str:
-    """Where the tokenizer is; a folder by its whole path."""
-    name = recipe.tokenizer or dataset.format.model
-    return str(Path(name).resolve()) if recipe.tokenizer and Path(name).is_dir() else name

@@ -27,6 +27,7 @@ from qlip.errors import InputError
 from qlip.lm.checkpoint import load as load_lm
 from qlip.lm.checkpoint import read_config
 from qlip.model.hub import fetch
+from qlip.recipes.of_tokens import tokenizer_name
 from qlip.recipes.record import is_record, read_recipe, write_record
 from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank, world_size
 from qlip.train.fit import Evaluator, FitConfig, fit, start_checkpoint
@@ -252,14 +253,13 @@ def _config(recipe: UM3Recipe, folder: Path) -> tuple[UM3Config, Tokenizer]:
     if not recipe.data.tokens:
         raise InputError("no pictures: name token files or folders with --tokens")
     found, tokenizer = TokenFiles.open(recipe.data.tokens).format, open_tokenizer(folder)
-    name = recipe.tokenizer or found.model
     boi, eoi = add_image_specials(tokenizer)
     config = UM3Config.of(
         read_config(folder),
         num_bits=found.bits,
         bits=recipe.bits,
         grid=found.grid,
-        tokenizer=str(Path(name).resolve()) if recipe.tokenizer and Path(name).is_dir() else name,
+        tokenizer=tokenizer_name(found, recipe.tokenizer),
         id_hash=found.id_hash,
         boi=boi,
         eoi=eoi,

@@ -241,6 +241,7 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     [
         ({"data": um3.UM3DataConfig()}, "name token files or folders with --tokens"),
         ({"base": "nowhere"}, "base 'nowhere' is no folder and no hub id"),
+        ({"tokenizer": "qlip-tiny"}, "ids 0000000000000000 of 'qlip-tiny', but 'qlip-tiny' makes"),
         ({"bits": 3}, "bits 3 does not divide the 8 bits"),
         ({"sequence_length": 20}, "sequence_length 20 is shorter than a picture with its caption, 26 tokens"),
         ({"mix": MixConfig((0, 1, 0), (1, 9, 9), 1)}, "the mix asks for 95% pictures"),
