@@ -16,7 +16,7 @@ from qlip.llava.data import IGNORED
 from qlip.llava.model import copy_of
 from qlip.train.caching import Terms, split_batch
 from qlip.train.distributed import average
-from qlip.train.optim import adamw, clip_gradients, make_groups, optimizer_state
+from qlip.train.optim import AdamWConfig, adamw, clip_gradients, make_groups, optimizer_state
 from qlip.train.parallel import ComputeConfig, Parallel, whole
 from qlip.train.task import check_finite, prefixed
 
@@ -24,7 +24,7 @@ _PROJECTOR = "model.multi_modal_projector."
 
 
 @dataclass(frozen=True)
-class LlavaTaskConfig:
+class LlavaTaskConfig(AdamWConfig):
     """What moves, and how.
 
     Attributes:
@@ -35,9 +35,7 @@ class LlavaTaskConfig:
             layers but the output; it needs `peft`. LLaVA's recipe has 128.
         lora_alpha: LoRA's scale times its rank; LLaVA: 256.
         lora_dropout: share of LoRA's inputs that is left out.
-        betas: of AdamW.
-        weight_decay: on matrices; vectors have none.
-        grad_clip: largest norm of the whole gradient.
+        betas, weight_decay, grad_clip: see `AdamWConfig`.
     """
 
     train: Literal["projector", "llm"] = "llm"
@@ -48,15 +46,15 @@ class LlavaTaskConfig:
     lora_dropout: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
-    grad_clip: float = 1.0
 
     def __post_init__(self):
-        for name in ("lr", "projector_lr", "lora_alpha", "grad_clip"):
+        super().__post_init__()
+        for name in ("projector_lr", "lora_alpha"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} is {value}: it must be above 0")
-        if self.lora_rank < 0 or self.weight_decay < 0:
-            raise InputError("lora_rank and weight_decay must be 0 or more")
+        if self.lora_rank < 0:
+            raise InputError(f"lora_rank is {self.lora_rank}: it must be 0 or more")
         if not 0 <= self.lora_dropout < 1:
             raise InputError(f"lora_dropout is {self.lora_dropout}: it must be a share in [0, 1)")
         if self.train == "projector" and self.lora_rank:

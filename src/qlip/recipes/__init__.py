@@ -13,7 +13,8 @@ from qlip.errors import InputError
 if TYPE_CHECKING:
     from qlip.recipes.run import TrainRecipe
 
-_MACHINERY = ("run", "record", "stage1", "stage2", "calibrate", "export", "plain", "card", "llava", "t2i", "um3")
+_SIZES = ("stage1", "stage2", "llava", "t2i", "um3")  # what all runs of a kind share
+_MACHINERY = (*_SIZES, "run", "record", "calibrate", "export", "plain", "card", "of_tokens")
 
 
 def recipe_names() -> list[str]:

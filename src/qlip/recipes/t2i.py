@@ -31,14 +31,16 @@ from qlip.t2i.condition import OWN, FeatureFiles, TextReader, open_reader
 from qlip.t2i.config import CLASSES, SIZES, Embedding, Head, Size, T2IConfig
 from qlip.t2i.data import Sentences, check_columns, held_out, training_batches
 from qlip.t2i.model import T2I
-from qlip.t2i.train import T2ITask, T2ITaskConfig
+from qlip.t2i.train import T2ITask
 from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank, world_size
 from qlip.train.fit import Evaluator, FitConfig, fit, start_checkpoint
 from qlip.train.nonfinite import for_json, replay
+from qlip.train.optim import AdamWConfig
 from qlip.train.parallel import ComputeConfig
 from qlip.train.plot import require_matplotlib
 from qlip.train.trackers import require
 
+_LLAMAGEN = AdamWConfig(weight_decay=0.05)
 STAGE = "t2i"  # in `recipe.json`
 logger = logging.getLogger("qlip")
 
@@ -106,7 +108,7 @@ class T2IRecipe(ComputeConfig):
     num_classes: int = 0
     condition_dropout: float = 0.1
     tokenizer: str | None = None
-    task: Annotated[T2ITaskConfig, tyro.conf.arg(name="")] = field(default_factory=T2ITaskConfig)
+    task: Annotated[AdamWConfig, tyro.conf.arg(name="")] = _LLAMAGEN
     fit: Annotated[FitConfig, tyro.conf.arg(name="")] = field(default_factory=FitConfig)
     batch_size: int = 256
     seed: int = 0
@@ -129,7 +131,7 @@ RECIPES = {
         bits=7,
         head="chain",
         condition=OWN,
-        task=T2ITaskConfig(lr=1e-3),
+        task=AdamWConfig(lr=1e-3, weight_decay=0.05),
         fit=FitConfig(steps=3000, warmup_steps=100, eval_every=500, save_every=250, best=None),
         batch_size=64,
     ),

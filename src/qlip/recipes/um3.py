@@ -32,6 +32,7 @@ from qlip.recipes.record import is_record, read_recipe, write_record
 from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank, world_size
 from qlip.train.fit import Evaluator, FitConfig, fit, start_checkpoint
 from qlip.train.nonfinite import for_json, replay
+from qlip.train.optim import AdamWConfig
 from qlip.train.parallel import ComputeConfig
 from qlip.train.plot import require_matplotlib
 from qlip.train.trackers import require
@@ -42,7 +43,7 @@ from qlip.um3.evaluate import held_out_pictures, held_out_text
 from qlip.um3.mix import MixConfig
 from qlip.um3.model import UM3
 from qlip.um3.sources import Pictures, Text
-from qlip.um3.train import UM3Task, UM3TaskConfig
+from qlip.um3.train import UM3Task
 
 STAGE = "um3"  # in `recipe.json`
 CALIBRATING = 64  # documents on which the base's queries and keys are measured
@@ -111,7 +112,7 @@ class UM3Recipe(ComputeConfig):
     sequence_length: int = 4096
     max_caption_tokens: int = 64
     tokenizer: str | None = None
-    task: Annotated[UM3TaskConfig, tyro.conf.arg(name="")] = field(default_factory=UM3TaskConfig)
+    task: Annotated[AdamWConfig, tyro.conf.arg(name="")] = field(default_factory=AdamWConfig)
     fit: Annotated[FitConfig, tyro.conf.arg(name="")] = field(default_factory=FitConfig)
     batch_size: int = 512
     seed: int = 0
@@ -137,7 +138,7 @@ RECIPES = {
         bits=7,
         sequence_length=552,
         max_caption_tokens=16,
-        task=UM3TaskConfig(lr=5e-4),
+        task=AdamWConfig(lr=5e-4),
         fit=FitConfig(steps=1000, warmup_steps=50, eval_every=250, save_every=250, best=None),
         batch_size=8,
     ),

@@ -18,6 +18,30 @@ Groups = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
+class AdamWConfig:
+    """How the parameters of a language model move; the defaults are the paper's for UM3 (Table 9).
+
+    Attributes:
+        lr: peak learning rate.
+        betas: of AdamW.
+        weight_decay: on matrices; vectors have none.
+        grad_clip: largest norm of the whole gradient.
+    """
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+
+    def __post_init__(self):
+        for name in ("lr", "grad_clip"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be above 0")
+        if self.weight_decay < 0:
+            raise InputError(f"weight_decay is {self.weight_decay}: it must be 0 or more")
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """How the parameters move (docs/paper.md section 4).
 

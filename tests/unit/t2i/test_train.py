@@ -22,9 +22,10 @@ from qlip.errors import InputError
 from qlip.recipes import t2i
 from qlip.t2i.checkpoint import load
 from qlip.t2i.data import batch_of, check_columns, held_out, training_batches
-from qlip.t2i.train import T2ITask, T2ITaskConfig
+from qlip.t2i.train import T2ITask
 from qlip.train.fit import FitConfig
 from qlip.train.log import read_log
+from qlip.train.optim import AdamWConfig
 from qlip.train.parallel import ComputeConfig
 
 FP32 = ComputeConfig(device="cpu", precision="fp32")
@@ -108,7 +109,7 @@ def test_captions_are_drawn_and_labels_given(dataset):
 def test_parts_and_recomputation_change_nothing(dataset):
     batch = next(training_batches(dataset, Reader(), 0.3, 8))
     settings = [{}, {"micro_batch_size": 2, "recompute": True}]
-    tasks = [T2ITask(small_t2i(), T2ITaskConfig(), replace(FP32, **s), 8) for s in settings]
+    tasks = [T2ITask(small_t2i(), AdamWConfig(), replace(FP32, **s), 8) for s in settings]
     first, second = (task.step(batch, 1) for task in tasks)
     for name, value in first.items():
         assert abs(float(value - second[name])) < 1e-5, name
@@ -136,7 +137,7 @@ def test_it_learns_what_the_words_say(tmp_path, changes):
     model = small_t2i(**changes)
     reader = None if model.config.with_classes else Reader()
     train, val = (TokenDataset(write(tmp_path / str(seed), 200, seed=seed), model.config.bits) for seed in (1, 2))
-    task = T2ITask(model, T2ITaskConfig(lr=1e-2), FP32, 20)
+    task = T2ITask(model, AdamWConfig(lr=1e-2), FP32, 20)
     for step, batch in enumerate(islice(training_batches(train, reader, 0.2, 20), 50), 1):
         task.step(batch, step)
     found = held_out(task.snapshot(), val, reader, 200)
@@ -185,7 +186,7 @@ def worker(index: int, port: int, tokens: Path, out: Path, sharding: str, head: 
 
 def test_a_step_that_is_not_finite_can_be_done_again(tmp_path, run):
     tokens, out = write(tmp_path / "tokens", 40), tmp_path / "run"
-    exploding = recipe(tokens, task=T2ITaskConfig(lr=1e30, grad_clip=math.inf))
+    exploding = recipe(tokens, task=AdamWConfig(lr=1e30, grad_clip=math.inf))
     with pytest.raises(InputError, match=r"step 2: grad_norm.* not finite.*--replay"):
         t2i.run(exploding, out)
     dump = out / "nonfinite" / "step-0000002"

@@ -26,6 +26,7 @@ from qlip.lm import checkpoint as lm
 from qlip.recipes import um3
 from qlip.train.fit import FitConfig
 from qlip.train.log import read_log
+from qlip.train.optim import AdamWConfig
 from qlip.train.parallel import ComputeConfig
 from qlip.um3.checkpoint import add_image_specials, load, open_tokenizer
 from qlip.um3.config import UM3Config
@@ -35,7 +36,7 @@ from qlip.um3.layout import image_to_text, text_to_image
 from qlip.um3.mix import MixConfig
 from qlip.um3.model import UM3
 from qlip.um3.sources import Pictures, Text
-from qlip.um3.train import UM3Task, UM3TaskConfig
+from qlip.um3.train import UM3Task
 
 FP32 = ComputeConfig(device="cpu", precision="fp32")
 MIX = MixConfig((4, 1, 3), (1, 1, 3), 4)
@@ -78,7 +79,7 @@ def test_parts_and_recomputation_change_nothing(made):
     _, config, sources = made
     batch = Batches(sources, MIX, config, 60, 8)[3]
     tasks = [
-        UM3Task(model_of(made), UM3TaskConfig(), replace(FP32, **settings), 8)
+        UM3Task(model_of(made), AdamWConfig(), replace(FP32, **settings), 8)
         for settings in ({}, {"micro_batch_size": 2, "recompute": True})
     ]
     first, second = (task.step(batch, 1) for task in tasks)
@@ -146,7 +147,7 @@ def _shape(config):
 
 def test_it_learns(made):
     _, config, sources = made
-    task = UM3Task(model_of(made), UM3TaskConfig(lr=3e-3), FP32, 8)
+    task = UM3Task(model_of(made), AdamWConfig(lr=3e-3), FP32, 8)
     before = task.snapshot()
     for step, batch in enumerate(islice(training_batches(Batches(sources, MIX, config, 60, 8)), 40), 1):
         task.step(batch, step)
