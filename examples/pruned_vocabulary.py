@@ -10,12 +10,14 @@ texts, in bits per byte of UTF-8, which a vocabulary does not change.
 
 import math
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import tyro
 
+from qlip.data.captions import class_sentences
 from qlip.lm.checkpoint import load
 from qlip.lm.loss import chunked_cross_entropy
 from qlip.um3.checkpoint import open_tokenizer
@@ -47,6 +49,7 @@ def main(
     /,
     *,
     text: tuple[str, ...],
+    classes: Path | None = None,
     num_text: int,
     out: Path,
     held_out: tuple[str, ...] = (),
@@ -56,11 +59,12 @@ def main(
     Args:
         model: Folder of a Llama.
         text: Whose tokens are counted; see `qlip.um3.sources`.
+        classes: JSON file of class names: sentences about them are counted, too.
         num_text: How many tokens are kept.
         out: The new folder.
         held_out: Text on which both models are compared.
     """
-    kept = prune(model, texts(text), num_text, out)
+    kept = prune(model, chain(texts(text), *class_sentences(classes)), num_text, out)
     print(f"{kept} tokens are kept in {out}")
     if held_out:
         documents = list(texts(held_out))
