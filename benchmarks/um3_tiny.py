@@ -7,7 +7,7 @@ r"""What a small UM3 keeps and learns, and three ablations (docs/um3.md): langua
 Trains the recipe `um3-tiny`, and with fewer steps itself, with a joint softmax, without QK-norm and without the
 calm-down. A finished run is not trained again, an interrupted one goes on. Of the long one it captions held-out
 photographs and draws after their classes; `qlip eval um3-text` measures the five language sets. Writes
-um3-tiny.json and .md.
+um3-tiny.json, .md and .png.
 """
 
 import json
@@ -15,10 +15,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import torch
 import tyro
+from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 
 from qlip.data.captions import read_class_names
@@ -45,6 +47,7 @@ from qlip.um3.sources import Text
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 LONG = "um3-tiny"
+SHOWN, DRAWN, SIDE, WORDS = 8, 5, 96, 260  # rows, drawings of each, pixels of a picture, pixels for the text
 ARMS: dict[str, dict[str, Any]] = {
     LONG: {},
     "the same, short": {},
@@ -173,6 +176,26 @@ def drawn(args: Arguments, model: Path) -> dict[str, Any]:
     )["results"]
 
 
+def sheet(args: Arguments, model: UnifiedModel, names: Sequence[Sequence[str]]) -> Image.Image:
+    """For some held-out photographs what the model says of them, and what it draws after their class."""
+    samples = open_indexed(args.val)
+    chosen = [samples[i] for i in evenly(len(samples), SHOWN)]
+    captions = model.caption([sample["image"] for sample in chosen])
+    page = Image.new("RGB", (SIDE * (1 + DRAWN) + WORDS, SIDE * SHOWN), "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(13)
+    for row, (sample, said) in enumerate(zip(chosen, captions, strict=True)):
+        prompt, top = f"a photo of a {names[sample['label']][0]}.", row * SIDE
+        pictures = [model.tokenizer.need_image_processor().preprocess(sample["image"])]
+        pictures += model.draw(prompt, DRAWN, cfg=args.cfg)
+        for column, picture in enumerate(pictures):
+            left = column * SIDE + (WORDS if column else 0)
+            page.paste(picture.resize((SIDE - 4, SIDE - 4), Image.Resampling.BICUBIC), (left + 2, top + 2))
+        lines = [f"says: {said}", f"drawn after: {prompt}"]
+        words = "\n".join(line for text in lines for line in wrap(text[:90], WORDS // 9))
+        pen.multiline_text((SIDE + 8, top + SIDE // 2), words, "black", font, anchor="lm")
+    return page
+
+
 def write(args: Arguments, rows: dict[str, dict[str, float]], more: dict[str, Any]) -> None:
     """Write `um3-tiny.json` and `um3-tiny.md`."""
     used, long = environment(args.device), recipe(args, LONG)
@@ -191,6 +214,10 @@ Written by `benchmarks/um3_tiny.py`. {long.fit.steps:,} steps of {long.batch_siz
 commit `{used["commit"]}`.
 
 {chr(10).join(table)}
+
+Perplexity is of words alone, with the joint softmax of words among all ids, as it was trained.
+
+![Photographs, what the model says of them, and what it draws after their class](um3-tiny.png)
 
 Captions of {args.num_val:,} held-out photographs name the class in {share["value"]:.1%} [{share["low"]:.1%},
 {share["high"]:.1%}], a guess in {chance:.1%}. {said}.
@@ -217,6 +244,7 @@ def main() -> None:
     model = load_um3(folder, device=args.device)
     rows = before(args, model.model.config) | found
     write(args, rows, {"captions": described(args, model, names), "drawings": drawn(args, folder)})
+    sheet(args, model, names).save(args.results / "um3-tiny.png")
 
 
 if __name__ == "__main__":
