@@ -1,14 +1,43 @@
 """What the README says is so."""
 
 import re
+import shlex
 import shutil
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+NESTED = ("calibrate", "data", "eval", "figures", "llava", "tokens", "train", "um3")
+
+
+def commands() -> dict[tuple[str, ...], set[str]]:
+    """For each command in README, docs and model cards the options that they give it."""
+    found = defaultdict(set)
+    pages = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("src/qlip/models/*/README.md")]
+    for block in (b for page in pages for b in re.findall(r"```sh\n(.*?)```", page.read_text("utf-8"), re.DOTALL)):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if called := {"qlip", "qlip.cli"} & {*words}:
+                words = words[words.index(called.pop()) + 1 :]
+                options = {word.split("=")[0] for word in words if word.startswith("--")}
+                own_words = 3 if words[:2] == ["llava", "train"] else 1 + (words[0] in NESTED)
+                found[tuple(words[:own_words])] |= options
+    return dict(found)
+
+
+@pytest.mark.parametrize(
+    ("command", "options"), commands().items(), ids=lambda part: "-".join(part) if isinstance(part, tuple) else ""
+)
+def test_commands_have_the_options_that_pages_give_them(run, command, options):
+    code, out, err = run(*command, "--help")
+    known = re.findall(r"--[\w.-]+", out)
+    assert code == 0 and known, err
+    assert options <= {*known}
 
 
 def test_the_python_example_runs(photos, tmp_path, monkeypatch):
