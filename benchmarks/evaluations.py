@@ -19,6 +19,7 @@ from pathlib import Path
 import tyro
 
 from qlip.eval.results import FILE
+from qlip.model.checkpoint import called
 from qlip.recipes.run import TEMPLATES
 
 NUM_FEATURES = 1280  # of EfficientNet-Lite0
@@ -76,7 +77,7 @@ def runs(options: Options) -> Iterator[tuple[str, list[str]]]:
     if options.rebuilt is not None and options.rebuilt <= NUM_FEATURES:
         rebuilt += ["--features", "none"]
     for model in options.models:
-        who, of = name_of(model), ["--model", model]
+        who, of = called(model), ["--model", model]
         for name, (files, classes, templates) in labelled.items():
             words = ["--classes", str(classes), "--templates", *templates]
             yield f"{who}/zero-shot/{name}", ["zero-shot", *files, *words, *of, *classified]
@@ -92,12 +93,6 @@ def runs(options: Options) -> Iterator[tuple[str, list[str]]]:
 def at_most(count: int | None) -> list[str]:
     """The option that leaves out the rest of a set."""
     return [] if count is None else ["--max-samples", str(count)]
-
-
-def name_of(model: str) -> str:
-    """What a tokenizer is called: what `qlip train` leaves is called by its run."""
-    path = Path(model)
-    return path.parent.name if path.name == "model" else path.name
 
 
 def main() -> None:

@@ -78,8 +78,6 @@ class Evaluation:
         """A tokenizer, which the record will name."""
         dtype = getattr(torch, self.options.dtype)
         model = load(name, device=self.device, dtype=dtype, image_size=self.options.image_size)
-        if model.name == "model" and Path(name).is_dir():  # what `qlip train` leaves is called by its run
-            model.name = Path(name).resolve().parent.name
         model.need_image_processor()
         self.models.append({"name": model.name, "id_hash": model.id_hash(), "dtype": self.options.dtype})
         return model

@@ -17,6 +17,7 @@ from qlip.eval.options import Drawing, Options, Scoring
 from qlip.eval.run import Record, Tracker
 from qlip.files import whole_file
 from qlip.jobs.draw import Draw, Painter, Sheet, draw_sheets, fingerprint, load_painter
+from qlip.model.checkpoint import called
 from qlip.t2i.pipeline import TextToImage
 from qlip.train.distributed import on_all_ranks, on_first_rank, processes
 
@@ -50,8 +51,7 @@ def evaluate_t2i(
     Raises:
         InputError: see `load_painter`, `draw_sheets` and `evaluate_drawn`.
     """
-    folder = Path(model).resolve()
-    name = folder.parent.name if folder.name == "model" else folder.name
+    name = called(model)
     out = options.out or Path("results", name, "t2i")
     with processes(options.device) as device:
         painter = on_all_ranks(

@@ -12,7 +12,7 @@ from qlip.data.parquet import readable
 from qlip.data.token_file import TokenFiles
 from qlip.environment import resolve_device
 from qlip.eval.batches import Track
-from qlip.model.checkpoint import load
+from qlip.jobs.of_tokens import load_tokenizer
 from qlip.t2i.condition import OWN, open_reader, write_features
 
 
@@ -48,7 +48,7 @@ def compute_features(
     """
     sentences = class_sentences(classes)
     source, place = TokenFiles.open(paths), resolve_device(device)
-    own = load(tokenizer or source.format.model, device=place) if condition == OWN else None
+    own = load_tokenizer(source.format, tokenizer, place) if condition == OWN else None
     reader = open_reader(condition, own, num_text_tokens, place)
     return write_features(out, reader, chain(_captions(source.files), *sentences), dtype, track)
 

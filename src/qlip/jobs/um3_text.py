@@ -3,11 +3,11 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from qlip.eval.language import evaluate_language
 from qlip.eval.options import LanguageOptions
+from qlip.model.checkpoint import called
 from qlip.um3.checkpoint import find, is_um3, load, open_tokenizer, save_text
 
 
@@ -21,10 +21,8 @@ def evaluate_um3_text(model: str, options: LanguageOptions) -> dict[str, Any]:
     Returns:
         what stands in results.json.
     """
-    path = Path(model)
-    name = path.resolve().parent.name if path.is_dir() and path.resolve().name == "model" else path.name
     with text_view(model) as folder:
-        return evaluate_language(folder, options, name)
+        return evaluate_language(folder, options, called(model))
 
 
 @contextmanager

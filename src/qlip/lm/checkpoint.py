@@ -112,10 +112,12 @@ def save(
             _write(Path(beside), config, weights, shard_bytes)
             for name, text in (companions or {}).items():
                 (Path(beside) / name).write_text(text, encoding="utf-8")
+            written = {new.name: new for new in Path(beside).iterdir()}
+            for name, new in sorted(written.items()):
+                new.replace(folder / name)
             for old in [path for path in folder.iterdir() if _WRITTEN.fullmatch(path.name)]:
-                old.unlink()
-            for new in list(Path(beside).iterdir()):
-                new.replace(folder / new.name)
+                if old.name not in written:  # shards, or the one file, of what was there
+                    old.unlink()
     except (OSError, SafetensorError) as error:
         raise InputError(f"{str(folder)!r} cannot be written ({one_line(error)}): use another folder") from error
 

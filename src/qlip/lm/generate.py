@@ -163,9 +163,13 @@ def sample(logits: Tensor, sampling: Sampling, noise: Tensor) -> Tensor:
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    cumulative = restrict(logits, sampling).softmax(-1).double().cumsum(-1)
+    probabilities, place = restrict(logits, sampling).softmax(-1), logits.device
+    if place.type == "mps":  # it has no doubles
+        probabilities, noise = probabilities.cpu(), noise.cpu()
+    cumulative = probabilities.double().cumsum(-1)
     # 24 bits of noise times a double stay below the sum, so that no token of probability 0 is found.
-    return torch.searchsorted(cumulative, noise.double()[:, None] * cumulative[:, -1:], right=True)[:, 0]
+    found = torch.searchsorted(cumulative, noise.double()[:, None] * cumulative[:, -1:], right=True)[:, 0]
+    return found.to(place)
 
 
 def restrict(logits: Tensor, sampling: Sampling) -> Tensor:

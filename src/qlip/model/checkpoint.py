@@ -80,6 +80,17 @@ def load(
     return model.to(device).eval()
 
 
+def called(folder: str | os.PathLike[str]) -> str:
+    """What the model of a folder is called: as the folder is, and what a training left in RUN/model as the run."""
+    folder = Path(folder).resolve()
+    return (folder.parent.name if folder.name == "model" else folder.name) or "model"
+
+
+def is_name(name: str) -> bool:
+    """Whether `load` would know where to look: a bundled name, a folder, or owner/name."""
+    return name in bundled() or os.path.isdir(name) or _HUB_ID.fullmatch(name) is not None
+
+
 def load_for(
     model: str,
     tokenizer: str | os.PathLike[str] | QLIP | None,
@@ -100,7 +111,10 @@ def load_for(
         InputError: there is no such tokenizer, or it makes other ids.
     """
     if not isinstance(tokenizer, QLIP):
-        tokenizer = load(tokenizer or trained_with, device=device)
+        try:
+            tokenizer = load(tokenizer or trained_with, device=device)
+        except InputError as error:
+            raise InputError(f"the tokenizer of {model!r}: {error}; --tokenizer takes one of its ids") from error
     if (found := tokenizer.id_hash()) != id_hash:
         raise InputError(
             f"{model!r} was trained on ids {id_hash} of {trained_with!r}, but {tokenizer.name!r} makes {found}: "
@@ -172,7 +186,7 @@ def _find(name: str | os.PathLike[str], revision: str | None) -> tuple[Path, str
             f"{str(name)!r} is not known: use a bundled tokenizer ({', '.join(bundled()) or 'there is none'}), "
             "a folder, or a Hugging Face repository 'owner/name'"
         )
-    return folder, folder.resolve().name
+    return folder, called(folder)
 
 
 def _read_config(path: Path) -> QLIPConfig:

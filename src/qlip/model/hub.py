@@ -4,13 +4,15 @@ The client's environment variables hold as everywhere: HF_ENDPOINT, HF_HUB_OFFLI
 """
 
 import errno
+import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qlip.errors import InputError, one_line
 
 CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
+INDEX = f"{WEIGHTS}.index.json"  # of weights in shards
 COMPANIONS = (
     PREPROCESSOR,
     "tokenizer.json",
@@ -27,7 +29,7 @@ EXPORT = "export.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def fetch(repo: str, revision: str | None = None) -> Path:
+def fetch(repo: str, revision: str | None = None, sharded: bool = False) -> Path:
     """Bring a checkpoint into the hub's cache; what is there already is not fetched again.
 
     Without a connection, or in offline mode, the cache alone serves.
@@ -35,6 +37,7 @@ def fetch(repo: str, revision: str | None = None) -> Path:
     Args:
         repo: "owner/name".
         revision: branch, tag or commit; the main branch by default.
+        sharded: whether the weights may be in several files, as those of language models are.
 
     Returns:
         The folder of the files, all of one commit.
@@ -43,12 +46,20 @@ def fetch(repo: str, revision: str | None = None) -> Path:
         InputError: the hub, the repository, the revision or a needed file cannot be had; names it.
     """
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import RemoteEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, RemoteEntryNotFoundError
 
     with _explained(repo, CONFIG, revision):
         folder = Path(hf_hub_download(repo, CONFIG, revision=revision)).parent
     commit = folder.name  # from here on by the commit: a branch may move while files come in
     _fetch_companions(repo, folder)
+    index = None
+    with _explained(repo, INDEX, commit), suppress(EntryNotFoundError):
+        index = hf_hub_download(repo, INDEX, revision=commit) if sharded else None
+    if index:
+        for shard in sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())):
+            with _explained(repo, shard, commit):
+                hf_hub_download(repo, shard, revision=commit)
+        return folder
     with _explained(repo, WEIGHTS, commit):
         try:
             hf_hub_download(repo, WEIGHTS, revision=commit)
@@ -113,7 +124,7 @@ def no_weights(place: str, files: Iterable[str]) -> InputError:
             f"{place} holds an export and no {WEIGHTS}: pass the tokenizer that it was made from, "
             "or to `qlip tokenize` --engine onnx"
         )
-    if f"{WEIGHTS}.index.json" in files:
+    if INDEX in files:
         return InputError(f"{place} has its weights in shards: join them into one {WEIGHTS}")
     if pickles := [file for file in files if file.endswith(PICKLES)]:
         return InputError(f"{place} has {pickles[0]} and no {WEIGHTS}: {conversion(pickles[0], WEIGHTS)}")
@@ -146,7 +157,7 @@ def _fetch_companions(repo: str, folder: Path) -> None:
             except RemoteEntryNotFoundError:
                 continue
             except LocalEntryNotFoundError:  # no connection
-                if not (folder / WEIGHTS).exists():
+                if not (folder / WEIGHTS).exists() and not (folder / INDEX).exists():
                     raise
                 return
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qlip.recipes.run import TrainRecipe
 
 _SIZES = ("stage1", "stage2", "llava", "t2i", "um3")  # what all runs of a kind share
-_MACHINERY = (*_SIZES, "run", "record", "calibrate", "export", "plain", "card", "of_tokens")
+_MACHINERY = (*_SIZES, "run", "record", "calibrate", "export", "plain", "card")
 
 
 def recipe_names() -> list[str]:

@@ -24,7 +24,7 @@ import tyro
 from qlip.data.captions import class_sentences
 from qlip.data.token_dataset import TokenDataset
 from qlip.errors import InputError
-from qlip.recipes.of_tokens import load_tokenizer, tokenizer_name
+from qlip.jobs.of_tokens import load_tokenizer, tokenizer_name
 from qlip.recipes.record import is_record, read_recipe, write_record
 from qlip.t2i.checkpoint import save
 from qlip.t2i.condition import OWN, FeatureFiles, TextReader, open_reader

@@ -24,10 +24,10 @@ from torch import Tensor
 from qlip.data.captions import Captioner, read_class_names
 from qlip.data.token_file import TokenFiles
 from qlip.errors import InputError
+from qlip.jobs.of_tokens import tokenizer_name
 from qlip.lm.checkpoint import load as load_lm
 from qlip.lm.checkpoint import read_config
 from qlip.model.hub import fetch
-from qlip.recipes.of_tokens import tokenizer_name
 from qlip.recipes.record import is_record, read_recipe, write_record
 from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank, world_size
 from qlip.train.fit import Evaluator, FitConfig, fit, start_checkpoint
@@ -246,7 +246,7 @@ def _base(recipe: UM3Recipe) -> Path:
         return Path(recipe.base)
     if recipe.base.count("/") != 1:
         raise InputError(f"base {recipe.base!r} is no folder and no hub id: name the language model with --base")
-    return fetch(recipe.base)
+    return fetch(recipe.base, sharded=True)
 
 
 def _config(recipe: UM3Recipe, folder: Path) -> tuple[UM3Config, Tokenizer]:

@@ -24,7 +24,7 @@ class TransformersReader:
     """The last hidden states of an encoder, token by token, those of its special tokens too."""
 
     def __init__(self, name: str, num_text_tokens: int, device: torch.device | str = "cpu"):
-        """Load the encoder; of an encoder with a decoder, such as T5, it alone.
+        """Load the encoder; of an encoder with a decoder, such as T5, it alone, of CLIP the tower of texts.
 
         Args:
             name: folder or hub id.
@@ -37,11 +37,13 @@ class TransformersReader:
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(name)
             config = AutoConfig.from_pretrained(name)
+            config = getattr(config, "text_config", config)  # of CLIP and its kin
             kind = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
-            self.model = kind.from_pretrained(name, dtype=torch.float32).to(resolve_device(device)).eval()
-        except (OSError, ValueError, KeyError) as error:
+            model = kind.from_pretrained(name, config=config, dtype=torch.float32)
+            self.name, self.width = name, config.hidden_size
+        except (OSError, ValueError, KeyError, AttributeError) as error:
             raise InputError(f"condition {name!r} is no encoder of transformers ({one_line(error)})") from error
-        self.name, self.width = name, config.hidden_size
+        self.model = model.to(resolve_device(device)).eval()
         self.num_text_tokens = min(num_text_tokens, self.tokenizer.model_max_length)
 
     @torch.no_grad()

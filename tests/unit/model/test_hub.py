@@ -18,10 +18,13 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import constants
+from tests.unit.lm.conftest import small_lm
 
 import qlip
 from qlip.errors import InputError
 from qlip.jobs.push import push
+from qlip.lm.checkpoint import load as load_lm
+from qlip.lm.checkpoint import save as save_lm
 from qlip.model import QLIP, QLIPConfig
 from qlip.model.hub import fetch
 from qlip.model.image import ImageProcessor
@@ -225,6 +228,25 @@ def test_loads_from_the_hub(hub):
     assert model.text_tokenizer.vocab_size == model.config.text.vocab_size
     assert not any("README" in line for line in hub.log)
     assert not any(line.startswith("GET") and f"/{MAIN}/" not in line for line in hub.log[2:])
+
+
+def test_a_language_model_in_shards(hub, tmp_path, monkeypatch):
+    llama = small_lm(0)
+    save_lm(llama, tmp_path / "llama", companions={"tokenizer.json": "{}"}, shard_bytes=4000)
+    hub.repos["lab/llama"] = {MAIN: files_of(tmp_path / "llama")}
+    folder = fetch("lab/llama", sharded=True)
+    assert len(list(folder.glob("model-*.safetensors"))) > 1 and (folder / "tokenizer.json").exists()
+    found = load_lm(folder).state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in llama.state_dict().items())
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert fetch("lab/llama", sharded=True) == folder
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert (fetch("lab/tokenizer", sharded=True) / "model.safetensors").exists()
+    shard = sorted(path.name for path in folder.glob("model-*.safetensors"))[1]
+    del hub.repos["lab/llama"][MAIN][shard]
+    hub.repos["lab/other"] = hub.repos["lab/llama"]
+    with pytest.raises(InputError, match=shard):
+        fetch("lab/other", sharded=True)
 
 
 def test_the_second_time_only_the_branch_is_looked_up(hub):

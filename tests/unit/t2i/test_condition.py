@@ -42,17 +42,21 @@ def test_a_prompt_that_does_not_fit_is_refused(reader):
         reader([long], whole=True)
 
 
-@pytest.mark.parametrize("kind", ["T5", "Bert"])
+@pytest.mark.parametrize("kind", ["T5", "Bert", "CLIP"])
 def test_encoders_are_those_of_transformers(tmp_path, tokenizer, kind):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
+    vocabulary = tokenizer.text_tokenizer
+    size = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32}
     small = {
         "T5": {"d_model": 24, "d_kv": 8, "num_heads": 3, "num_layers": 2, "d_ff": 32, "is_gated_act": True},
-        "Bert": {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32},
+        "Bert": size,
+        "CLIP": {"text_config": {**size, "vocab_size": vocabulary.vocab_size}, "vision_config": size},
     }[kind]
-    vocabulary = tokenizer.text_tokenizer
-    config = getattr(transformers, f"{kind}Config")(vocab_size=vocabulary.vocab_size, **small)
-    model = (transformers.T5Model if kind == "T5" else transformers.BertModel)(config).eval()
+    if kind != "CLIP":
+        small["vocab_size"] = vocabulary.vocab_size
+    config = getattr(transformers, f"{kind}Config")(**small)
+    model = getattr(transformers, f"{kind}Model")(config).eval()
     model.save_pretrained(tmp_path)
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=vocabulary.backend, pad_token="<|endoftext|>", model_max_length=64
@@ -60,7 +64,7 @@ def test_encoders_are_those_of_transformers(tmp_path, tokenizer, kind):
     fast.save_pretrained(tmp_path)
     reader = open_reader(str(tmp_path), None, 12, "cpu")
     assert (reader.width, reader.num_text_tokens) == (24, 12)
-    encoder = model.get_encoder() if kind == "T5" else model
+    encoder = {"T5": lambda: model.encoder, "Bert": lambda: model, "CLIP": lambda: model.text_model}[kind]()
     for text, row in zip(TEXTS, reader(TEXTS), strict=True):
         ids = fast(text, return_tensors="pt", truncation=True, max_length=12)["input_ids"]
         expected = encoder(input_ids=ids).last_hidden_state[0]

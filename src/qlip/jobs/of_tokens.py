@@ -6,7 +6,7 @@ import torch
 
 from qlip.data.token_file import TokenFormat
 from qlip.errors import InputError
-from qlip.model.checkpoint import load
+from qlip.model.checkpoint import is_name, load
 from qlip.model.qlip import QLIP
 
 
@@ -35,10 +35,14 @@ def tokenizer_name(found: TokenFormat, named: str | None) -> str:
     """What a model that is trained on the tokens should call it, a folder by its whole path; see `load_tokenizer`.
 
     Raises:
-        InputError: it was named, and there is none or it makes other ids. The name in the files need not lead
-            anywhere: tokens may come from another machine.
+        InputError: it was named, and there is none or it makes other ids; or the name in the files leads nowhere.
     """
     if named is None:
+        if not is_name(found.model):
+            raise InputError(
+                f"the tokens are of a tokenizer called {found.model!r}, which is no bundled one, no folder and no "
+                "hub id: say with --tokenizer where it is, for the model to find it"
+            )
         return found.model
     load_tokenizer(found, named)
     return str(Path(named).resolve()) if Path(named).is_dir() else named
