@@ -10,6 +10,7 @@ run that is finished is only read. Writes docs/results/t2i-bits.json and .md.
 
 import json
 import statistics
+import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -109,7 +110,7 @@ def seconds_a_step(made: T2IRecipe, out: Path) -> float:
     """Processor time of a step, measured once, after a run of one step."""
     path = out / "seconds.json"
     if not path.exists():
-        run(replace(made, data=replace(made.data, val_tokens=())), out / "step")
+        run(replace(made, data=replace(made.data, val_tokens=())), out / "step", resume=True)
         task = T2ITask(load(out / "step" / "model", device=made.device), made.task, made, made.batch_size)
         config, rows = task.model.config, made.batch_size
         text = (1,) if config.with_classes else (NUM_TEXT_TOKENS, config.condition_width)
@@ -218,4 +219,7 @@ def write(record: dict[str, Any], results: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    try:
+        main(tyro.cli(Options, description=__doc__))
+    except InputError as error:
+        sys.exit(f"t2i_bits: {error}")

@@ -28,10 +28,12 @@ from qlip.environment import environment, resolve_device
 from qlip.errors import InputError
 from qlip.eval.options import Drawing, Scoring
 from qlip.eval.options import Options as EvalOptions
+from qlip.eval.results import shown
 from qlip.files import whole_file
 from qlip.jobs.evaluate_t2i import FOLDER, LIST, evaluate_t2i
 from qlip.jobs.tokens import tokenize
 from qlip.jobs.tokens_job import Job
+from qlip.model.image import read_image
 from qlip.recipes.t2i import RECIPES, T2IDataConfig, run
 from qlip.t2i.config import CLASSES
 from qlip.train.log import read_log
@@ -145,8 +147,6 @@ def folder_of(args: Arguments, arm: str) -> Path:
 
 def numbers(arm: dict[str, Any]) -> list[dict[str, str]]:
     """The rows of an arm: its drawings, and what no drawing of its tokens can be expected to surpass."""
-    from qlip.eval.results import shown
-
     rows = []
     for i, (who, values) in enumerate(arm["evaluation"]["results"].items()):
         distance = next((name for name in values if "fd" in name or "fid" in name), None)
@@ -215,19 +215,13 @@ def pairs(args: Arguments, arms: list[str]) -> Image.Image:
         label, top = lists[0][i]["label"], 20 + SIDE * at
         draw.text((4, top + SIDE // 2 - 6), classes[label][:24], fill="black")
         files = [place / FOLDER / Path(found[i]["image"]).name for place, found in zip(places, lists, strict=True)]
-        pictures = [_open(photographs[label]), *(Image.open(file) for file in files)]
+        pictures = [read_image(photographs[label]), *(Image.open(file) for file in files)]
         for column, picture in enumerate(pictures):
             sheet.paste(
                 picture.convert("RGB").resize((SIDE - 4, SIDE - 4), Image.Resampling.BICUBIC),
                 (MARGIN + SIDE * column + 2, top + 2),
             )
     return sheet
-
-
-def _open(encoded: Any) -> Image.Image:
-    from qlip.model.image import read_image
-
-    return read_image(encoded)
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from qlip.data.samples import evenly
 from qlip.data.sources import open_indexed
 from qlip.environment import environment, resolve_device
 from qlip.errors import InputError
-from qlip.eval.captions import names_class
+from qlip.eval.captions import named_classes
 from qlip.eval.interval import mean_of
 from qlip.eval.options import Drawing, Scoring
 from qlip.eval.options import Options as EvalOptions
@@ -106,8 +106,12 @@ def recipe(args: Arguments, arm: str) -> UM3Recipe:
     return replace(
         base,
         base=args.base,
-        data=replace(
-            UM3DataConfig(args.tokens, args.val_tokens, args.text, args.val_text, classes=args.classes),
+        data=UM3DataConfig(
+            args.tokens,
+            args.val_tokens,
+            args.text,
+            args.val_text,
+            classes=args.classes,
             max_val=base.data.max_val,
         ),
         mix=replace(base.mix, calm_down_steps=calm_down),
@@ -146,8 +150,10 @@ def before(args: Arguments, config: UM3Config) -> dict[str, dict[str, float]]:
             max_position_embeddings=longest,
             **about,
         )
-        text = Text.open(args.text, words, own)
-        documents = calibration(text, min(base.config.max_position_embeddings, longest)) if qk_norm else ()
+        documents: Sequence[torch.Tensor] = ()
+        if qk_norm:
+            text = Text.open(args.text, words, own)
+            documents = calibration(text, min(base.config.max_position_embeddings, longest))
         model = UM3.from_llama(base, own, calibration=documents)
         found[name] = held_out_text(model, Text.open(args.val_text, words, own), RECIPES["um3-tiny"].data.max_val)
     return found
@@ -158,7 +164,9 @@ def described(args: Arguments, model: UnifiedModel, names: Sequence[Sequence[str
     samples = open_indexed(args.val)
     chosen = [samples[i] for i in evenly(len(samples), args.num_val)]
     captions = model.caption([sample["image"] for sample in chosen])
-    right = [names_class(said, names[sample["label"]]) for said, sample in zip(captions, chosen, strict=True)]
+    right = [
+        named_classes(said, names) == [sample["label"]] for said, sample in zip(captions, chosen, strict=True)
+    ]
     share = mean_of(torch.tensor(right).float())
     pairs = [[names[sample["label"]][0], said] for sample, said in zip(chosen, captions, strict=True)]
     return {"share": asdict(share), "chance": 1 / len(names), "examples": pairs[:: max(1, len(pairs) // 20)]}

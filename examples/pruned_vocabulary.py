@@ -9,6 +9,7 @@ texts, in bits per byte of UTF-8, which a vocabulary does not change.
 """
 
 import math
+import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 import tyro
 
 from qlip.data.captions import class_sentences
+from qlip.errors import InputError
 from qlip.lm.checkpoint import load
 from qlip.lm.loss import chunked_cross_entropy
 from qlip.um3.checkpoint import open_tokenizer
@@ -73,4 +75,7 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    try:
+        tyro.cli(main)
+    except InputError as error:
+        sys.exit(f"pruned_vocabulary: {error}")

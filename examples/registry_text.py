@@ -15,6 +15,7 @@ from pathlib import Path
 
 import tyro
 
+from qlip.errors import InputError
 from qlip.files import whole_file
 
 sys.path.insert(0, str(Path(__file__).parent / "registry_data"))
@@ -64,4 +65,7 @@ def main(*, out: Path, cache: Path | None = None) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    try:
+        tyro.cli(main)
+    except InputError as error:
+        sys.exit(f"registry_text: {error}")

@@ -152,6 +152,26 @@ def names_class(caption: str, names: Sequence[str]) -> bool:
     return False
 
 
+def named_classes(caption: str, classes: Sequence[Sequence[str]]) -> list[int]:
+    """Which of several classes a caption names: those with the longest name in it, in words.
+
+    So a caption with "mountain lion" names that and not "lion".
+
+    Args:
+        caption: see `names_class`.
+        classes: names of each.
+
+    Returns:
+        their numbers, several where they share that name; none if there is no name in it.
+    """
+    lengths = [
+        max((len(plain_tokens(name).split()) for name in names if names_class(caption, [name])), default=0)
+        for names in classes
+    ]
+    most = max(lengths, default=0)
+    return [i for i, length in enumerate(lengths) if length == most] if most else []
+
+
 def read_predictions(path: Path) -> dict[ImageId, str]:
     """Captions by picture.
 

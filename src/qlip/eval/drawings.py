@@ -62,7 +62,8 @@ class Words:
         if captions and self.template is None:
             return captions[0]
         if self.classes is None:
-            raise InputError(f"{sample.get('key')}: no caption, and no names of classes: give --classes")
+            without = "no caption" if self.template is None else "a --template wants a class"
+            raise InputError(f"{sample.get('key')}: {without}, and no names of classes: give --classes")
         name = self.classes.names[self.classes.index(sample)]
         return (self.template or PLAIN_TEMPLATES[0]).replace("{}", name)
 

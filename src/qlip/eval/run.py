@@ -122,6 +122,16 @@ class Evaluation:
         return self.options.out or Path("results", self.models[0]["name"].split("/")[-1], self.protocol)
 
 
+def check_card(options: Options, model: str | None) -> None:
+    """Whether there is a folder for the card, if one is to be written.
+
+    Raises:
+        InputError: there is none.
+    """
+    if options.card and not (model and Path(model).is_dir()):
+        raise InputError(f"--card writes into a model's folder, and {model!r} is none: name the folder")
+
+
 @contextmanager
 def started(protocol: str, options: Options, tracker: Tracker, model: str | None = None) -> Iterator[Evaluation]:
     """Join the other processes; an evaluation ends with `Evaluation.finish`.
@@ -129,8 +139,7 @@ def started(protocol: str, options: Options, tracker: Tracker, model: str | None
     Raises:
         InputError: the numbers cannot go into the card of `model`.
     """
-    if options.card and not (model and Path(model).is_dir()):
-        raise InputError(f"--card writes into a model's folder, and {model!r} is none: name the folder")
+    check_card(options, model)
     with processes(options.device) as device:
         yield Evaluation(protocol, options, device, tracker)
 

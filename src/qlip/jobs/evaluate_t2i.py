@@ -14,7 +14,7 @@ from qlip.data.sources import open_indexed
 from qlip.errors import InputError
 from qlip.eval.drawings import Drawer, Judges, Words, classes_of, evaluate_drawn, open_judges
 from qlip.eval.options import Drawing, Options, Scoring
-from qlip.eval.run import Record, Tracker
+from qlip.eval.run import Record, Tracker, check_card
 from qlip.files import whole_file
 from qlip.jobs.draw import Draw, Painter, Sheet, draw_sheets, fingerprint, load_painter
 from qlip.model.checkpoint import called
@@ -63,7 +63,9 @@ def evaluate_t2i(
         def prepare() -> tuple[Judges, list[Sheet], list[Record]]:
             samples = open_indexed(sources)
             words = Words(classes_of(scoring, samples, samples), scoring.template)
-            judges = open_judges(scoring, words.classes, device)  # before anything is drawn
+            judges = open_judges(scoring, words.classes, device)  # before anything is drawn, as what follows
+            check_card(options, model)
+            open_indexed(scoring.reference or sources)
             return judges, *plan(samples, words, out, drawing, options.max_samples, with_classes)
 
         judges, sheets, lines = on_all_ranks(prepare)

@@ -10,6 +10,7 @@ from qlip.model.checkpoint import load, load_description
 from qlip.model.qlip import QLIP
 from qlip.train.checkpoint import best_checkpoint, checkpoint_step, latest_checkpoint, read_tensors
 from qlip.um3 import checkpoint as um3
+from qlip.um3.model import PUBLISHED
 
 Format = Literal["qlip", "transformers", "onnx", "torch-export"]
 
@@ -105,7 +106,7 @@ def export_um3(name: str, out: Path, format: Format = "qlip", text_only: bool = 
     if format not in ("qlip", "transformers"):
         raise InputError(f"format={format!r}: a model of text and images is written as qlip or transformers")
     if format == "transformers":
-        from qlip.integrations.transformers.export import LOGITS, write_code
+        from qlip.integrations.transformers.export import LOGITS, write_code, write_generation
     folder = um3.find(name)
     if out.resolve() == folder.resolve():
         raise InputError(f"{str(out)!r} holds the model itself: name another folder")
@@ -116,3 +117,10 @@ def export_um3(name: str, out: Path, format: Format = "qlip", text_only: bool = 
     um3.save(model, out, words)
     if format == "transformers":
         write_code(out, LOGITS)
+        sampling = {name: getattr(PUBLISHED, name) for name in ("temperature", "top_k", "top_p")}
+        ids = {
+            "bos_token_id": model.config.bos,
+            "eos_token_id": model.config.eos,
+            "pad_token_id": model.config.eos,
+        }
+        write_generation(out, {"do_sample": True, **sampling, **ids})

@@ -29,7 +29,7 @@ from qlip.recipes.record import is_record, read_recipe, write_record
 from qlip.t2i.checkpoint import save
 from qlip.t2i.condition import OWN, FeatureFiles, TextReader, open_reader
 from qlip.t2i.config import CLASSES, SIZES, Embedding, Head, Size, T2IConfig
-from qlip.t2i.data import Sentences, check_columns, held_out, training_batches
+from qlip.t2i.data import Sentences, check_columns, check_held_out, held_out, training_batches
 from qlip.t2i.model import T2I
 from qlip.t2i.train import T2ITask
 from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank, world_size
@@ -87,7 +87,7 @@ class T2IRecipe(ComputeConfig):
         dropout: of embeddings and blocks; None takes the size's: 0.1 as LlamaGen, for tiny 0.
         condition: "qlip", the tokenizer's text tower; a folder or hub id of an encoder for `transformers`, such as
             google/flan-t5-xl; or "classes": the labels.
-        num_text_tokens: the most of a caption that is read.
+        num_text_tokens: the most of a caption that is read; of `features` what they were computed with.
         num_classes: how many labels there are, for "classes".
         condition_dropout: share of the pictures that are trained without their condition, for guidance.
         tokenizer: that made the tokens; None takes the name that the token files have.
@@ -180,10 +180,7 @@ def run(recipe: T2IRecipe, out: Path, resume: bool = False) -> bool:
     with processes(recipe.device) as device:
         start_checkpoint(out, resume)
         recipe = replace(recipe, device=device.type)
-        sentences = on_all_ranks(partial(class_sentences, recipe.data.classes))
-        dataset = on_all_ranks(partial(_open, recipe, recipe.data.tokens))
-        reader = on_all_ranks(partial(_reader, recipe, dataset, device))
-        task = on_all_ranks(partial(_task, recipe, dataset, reader, sentences, device))
+        sentences, dataset, reader, task = _prepare(recipe, device)
         evaluators = on_all_ranks(partial(_evaluators, recipe, dataset, reader, sentences))
 
         def stream(start_step: int) -> Generator[dict[str, Any], None, None]:
@@ -209,11 +206,19 @@ def do_again(recipe: T2IRecipe, folder: Path) -> dict[str, float | str]:
     """
     with processes(recipe.device) as device:
         recipe = replace(recipe, device=device.type)
-        sentences = on_all_ranks(partial(class_sentences, recipe.data.classes))
-        dataset = on_all_ranks(partial(_open, recipe, recipe.data.tokens))
-        reader = on_all_ranks(partial(_reader, recipe, dataset, device))
-        task = on_all_ranks(partial(_task, recipe, dataset, reader, sentences, device))
+        *_, task = _prepare(recipe, device)
         return for_json(replay(task, folder, recipe.seed))
+
+
+def _prepare(
+    recipe: T2IRecipe, device: torch.device
+) -> tuple[Sentences, TokenDataset, TextReader | None, T2ITask]:
+    """Open what is trained on, build the task; on all ranks."""
+    sentences = on_all_ranks(partial(class_sentences, recipe.data.classes))
+    dataset = on_all_ranks(partial(_open, recipe, recipe.data.tokens))
+    reader = on_all_ranks(partial(_reader, recipe, dataset, device))
+    task = on_all_ranks(partial(_task, recipe, dataset, reader, sentences, device))
+    return sentences, dataset, reader, task
 
 
 def _open(recipe: T2IRecipe, paths: tuple[Path, ...]) -> TokenDataset:
@@ -281,4 +286,5 @@ def _evaluators(
         raise InputError("val_tokens are of another tokenizer or grid than tokens: tokenize both alike")
     check_columns(val, reader, sentences)
     most = recipe.data.max_val
+    check_held_out(val, reader, most, sentences)
     return [partial(held_out, dataset=val, reader=reader, max_pictures=most, sentences=sentences)]

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from qlip.data.captions import Captioner, read_class_names
+from qlip.data.samples import evenly
 from qlip.data.token_file import TokenFiles
 from qlip.errors import InputError
 from qlip.jobs.of_tokens import tokenizer_name
@@ -301,5 +302,7 @@ def _evaluators(recipe: UM3Recipe, config: UM3Config, tokenizer: Tokenizer) -> l
         evaluators.append(partial(held_out_text, text=text, max_documents=recipe.data.max_val))
     if recipe.data.val_tokens:
         pictures = _pictures(recipe, recipe.data.val_tokens, config, tokenizer)
+        indices = evenly(len(pictures), recipe.data.max_val)
+        pictures.read(indices, indices)  # what cannot be used fails now, not at the first evaluation
         evaluators.append(partial(held_out_pictures, pictures=pictures, max_pictures=recipe.data.max_val))
     return evaluators

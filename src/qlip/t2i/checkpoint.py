@@ -83,7 +83,9 @@ def load(
         weights = load_file(folder / WEIGHTS)
         model.load_state_dict({name: value.to(place, dtype) for name, value in weights.items()}, assign=True)
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise InputError(f"{str(folder / WEIGHTS)!r} is not the model of its {CONFIG}: {error}") from error
+        raise InputError(
+            f"{str(folder / WEIGHTS)!r} is not the model of its {CONFIG}: {one_line(error)}"
+        ) from error
     return model.eval()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from qlip.data.samples import evenly
 from qlip.data.token_dataset import TokenDataset
 from qlip.errors import InputError
-from qlip.t2i.condition import TextReader
+from qlip.t2i.condition import FeatureFiles, TextReader
 from qlip.t2i.config import T2IConfig
 from qlip.t2i.model import pad_left
 
@@ -33,6 +33,20 @@ def check_columns(dataset: TokenDataset, reader: Reader, sentences: Sentences = 
             f"the token files have no {' or '.join(wanted)}: tokenize again with --keep {wanted[0]}, of data that "
             "has it"
         )
+
+
+def check_held_out(dataset: TokenDataset, reader: Reader, max_pictures: int, sentences: Sentences = ()) -> None:
+    """Whether `held_out` will find what it needs, before a training and not at its first evaluation.
+
+    Raises:
+        InputError: a picture has no words or label, or words that no feature file has.
+    """
+    rows = dataset.__getitems__(evenly(len(dataset), max_pictures))
+    if reader is None or isinstance(reader, FeatureFiles):
+        batch_of(rows, reader, sentences=sentences)
+    else:  # whoever reads words reads any
+        for i in range(len(rows["key"])):
+            _caption(rows, i, 0, sentences)
 
 
 def training_batches(

@@ -42,8 +42,9 @@ class DataSources:
             (KINDS[2], self.pictures, "--tokens"),
         ):
             if source is None and mix.uses(kind):
+                remedy = ", or weigh it 0" if kind == KINDS[0] else ""  # it cannot do without pictures
                 raise InputError(
-                    f"the mix has a weight for {kind}, but there is none: name it with {option}, or weigh it 0"
+                    f"the mix has a weight for {kind}, but there is none: name it with {option}{remedy}"
                 )
 
 

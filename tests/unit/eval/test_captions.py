@@ -13,6 +13,7 @@ from qlip.eval import captions
 from qlip.eval.captions import (
     caption_scores,
     evaluate_captions,
+    named_classes,
     names_class,
     plain_tokens,
     read_predictions,
@@ -149,3 +150,9 @@ def test_plain_tokens_are_words():
 )
 def test_a_caption_names_a_class(caption, names, wanted):
     assert names_class(caption, names) is wanted
+
+
+def test_of_several_classes_the_longest_name_is_meant():
+    classes = [["lion"], ["mountain lion", "puma"], ["beach wagon", "wagon"], ["police van", "wagon"]]
+    said = ["a photo of a mountain lion.", "two lions", "a puma", "a wagon", "the beach wagon", "nothing"]
+    assert [named_classes(caption, classes) for caption in said] == [[1], [0], [1], [2, 3], [2], []]

@@ -42,13 +42,21 @@ class Reader:
         return [torch.randn(1 + len(text) % 5, WIDTH, generator=s) for text, s in zip(texts, seeds, strict=True)]
 
 
-def write(folder: Path, count: int, num_tokens=(2, 3), bits=8, id_hash="0123456789abcdef", seed=0) -> Path:
+def write(
+    folder: Path,
+    count: int,
+    num_tokens=(2, 3),
+    bits=8,
+    id_hash="0123456789abcdef",
+    seed=0,
+    words=("a cat", "two dogs"),
+) -> Path:
     """Pictures of two kinds, each with its words; one has several captions."""
     rng = np.random.default_rng(seed)
     kinds = rng.integers(0, 2, count)
     tokens = np.where(kinds[:, None] == 1, 2**bits - 1, 5) ^ rng.integers(0, 2, (count, np.prod(num_tokens)))
     kept = {
-        "caption": [("a cat", "two dogs")[kind] for kind in kinds],
+        "caption": [words[kind] for kind in kinds],
         "captions": [[f"cat {i}", "kitten"] if kind == 0 else None for i, kind in enumerate(kinds)],
         "label": kinds.tolist(),
     }
@@ -257,5 +265,8 @@ def test_features_computed_before_train_as_those_computed_meanwhile(tmp_path, ru
     one, other = (load(tmp_path / name / "model") for name in ("meanwhile", "before"))
     assert one.config == other.config
     torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=1e-4)
+    other = write(tmp_path / "held-out", 8, (8, 8), 28, id_hash, words=("a fish", "three dogs"))
+    with pytest.raises(InputError, match="no feature file holds"):
+        t2i.run(replace(before, data=replace(before.data, val_tokens=(other,))), tmp_path / "other")
     with pytest.raises(InputError, match="features are of 'qlip', and condition is 'google/flan-t5-xl'"):
         t2i.run(replace(before, condition="google/flan-t5-xl"), tmp_path / "other")

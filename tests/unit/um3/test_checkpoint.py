@@ -103,6 +103,8 @@ def test_transformers_runs_what_is_exported(tiny_folder, tmp_path, run):
     assert code == 0, err
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert type(theirs) is transformers.Qwen3ForCausalLM and not any(report.values())
+    drawing = theirs.generation_config  # of itself it would draw from the 50 likeliest
+    assert (drawing.do_sample, drawing.temperature, drawing.top_p, drawing.top_k) == (True, 1.0, 0.95, 0)
     ours, words = load(tiny_folder), open_tokenizer(tiny_folder)
     config = ours.config
     tokens = torch.randint(0, 2**28, (1, 64), generator=torch.Generator().manual_seed(0))

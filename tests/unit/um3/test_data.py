@@ -41,10 +41,12 @@ def config(words):
     return UM3Config.of(llama.config, **shape, boi=boi, eoi=eoi)
 
 
-def write_tokens(folder: Path, count: int, id_hash: str = IDS, shape=(8, (2, 3)), **kept) -> Path:
+def write_tokens(
+    folder: Path, count: int, id_hash: str = IDS, shape=(8, (2, 3)), model: str = "qlip-tiny", **kept
+) -> Path:
     bits, grid = shape
     tokens = np.random.default_rng(0).integers(0, 2**bits, (count, grid[0] * grid[1]))
-    about = TokenFormat("qlip-tiny", id_hash, bits, grid)
+    about = TokenFormat(model, id_hash, bits, grid)
     kept = kept or {"caption": [f"a red mug {i}" for i in range(count)]}
     write_token_file(folder / "tokens.parquet", about, [f"picture {i}" for i in range(count)], tokens, kept)
     return folder

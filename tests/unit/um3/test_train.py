@@ -254,6 +254,19 @@ def test_recipes_that_cannot_be_run(tmp_path, changes, complaint):
     assert not (tmp_path / "run").exists()
 
 
+def test_held_out_pictures_and_names_are_looked_at_before_training(tmp_path):
+    folder = write_all(tmp_path)
+    write_tokens(folder / "speechless", 4, caption=["a mug", "", "a mug", "a mug"])
+    made = recipe(folder)
+    made = replace(made, data=replace(made.data, val_tokens=(folder / "speechless",)))
+    with pytest.raises(InputError, match="neither a caption nor a label"):
+        um3.run(made, tmp_path / "run")
+    write_tokens(folder / "mine", 4, model="mine")
+    with pytest.raises(InputError, match="called 'mine', which is no bundled one.*--tokenizer"):
+        um3.run(recipe(folder, data=replace(made.data, tokens=(folder / "mine",))), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_by_the_command_line(tmp_path, run):
     """Two steps on the bundled tokenizer's ids; text alone has no name."""
     folder = write_all(tmp_path)

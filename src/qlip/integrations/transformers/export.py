@@ -56,6 +56,16 @@ def write_code(out: Path, entry: str) -> None:
             path.write_text(text, encoding="utf-8")
 
 
+def write_generation(out: Path, settings: dict[str, Any]) -> None:
+    """Say how `generate` of transformers draws tokens by default; without the file it takes the 50 likeliest.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    with whole_file(out / "generation_config.json") as path:
+        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
 def _update(file: Path, changes: dict[str, Any]) -> None:
     """Change some values of a JSON file, of its sections too."""
     values = json.loads(file.read_text(encoding="utf-8"))
