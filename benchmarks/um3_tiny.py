@@ -135,11 +135,18 @@ def trained(args: Arguments, arm: str) -> dict[str, float] | None:
 
 
 def before(args: Arguments, config: UM3Config) -> dict[str, dict[str, float]]:
-    """What the base makes of the held-out text: as it is, and with QK-norm before any training."""
+    """What the base makes of the held-out text: as it is, and with QK-norm before any training.
+
+    The gains of the norms are calibrated, as in training, or 1.
+    """
     words, base = open_tokenizer(Path(args.base)), load_lm(args.base)
     boi, eoi = add_image_specials(words)
     found = {}
-    for name, qk_norm in (("the base", False), ("the base with QK-norm", True)):
+    for name, qk_norm, calibrate in (
+        ("the base", False, False),
+        ("the base with QK-norm, gains of 1", True, False),
+        ("the base with QK-norm, calibrated", True, True),
+    ):
         about = {key: getattr(config, key) for key in ("num_bits", "bits", "grid", "tokenizer", "id_hash")}
         longest = config.lm.max_position_embeddings
         own = UM3Config.of(
@@ -151,7 +158,7 @@ def before(args: Arguments, config: UM3Config) -> dict[str, dict[str, float]]:
             **about,
         )
         documents: Sequence[torch.Tensor] = ()
-        if qk_norm:
+        if calibrate:
             text = Text.open(args.text, words, own)
             documents = calibration(text, min(base.config.max_position_embeddings, longest))
         model = UM3.from_llama(base, own, calibration=documents)
