@@ -26,8 +26,8 @@ from qlip.lm.checkpoint import load
 from qlip.lm.generate import Sampling, generate
 
 
-def stories(model: Path, rows: int, device: str) -> Iterator[str]:
-    """Endless stories, `rows` at a time; story i has the seed i.
+def stories(model: Path, rows: int, seed: int, device: str) -> Iterator[str]:
+    """Endless stories, `rows` at a time; story i has the seed `seed` + i.
 
     Raises:
         InputError: the folder holds no Llama with a tokenizer.
@@ -36,7 +36,7 @@ def stories(model: Path, rows: int, device: str) -> Iterator[str]:
         raise InputError(f"{str(model)!r} has no tokenizer.json: make it with examples/stories15m.py")
     lm, tokenizer = load(model, device=device), Tokenizer.from_file(str(model / "tokenizer.json"))
     bos, eos = lm.config.bos_token_id, lm.config.eos_token_id
-    length, start = lm.config.max_position_embeddings - 1, 0
+    length, start = lm.config.max_position_embeddings - 1, seed
     ends = [token for token in (bos, eos) if isinstance(token, int)]  # it ends a story by beginning the next
     while True:
         seeds = range(start, start + rows)
@@ -56,6 +56,7 @@ def main(
     num: int = 20_000,
     held_out: int = 500,
     rows: int = 256,
+    seed: int = 0,
     device: str = "cpu",
 ) -> None:
     """Write `train.jsonl` and `held-out.jsonl`.
@@ -66,9 +67,10 @@ def main(
         num: How many stories to train on.
         held_out: How many besides; they are the first ones.
         rows: How many are written at once.
+        seed: Of the first story; other seeds give others.
         device: cpu, or cuda.
     """
-    source, began = stories(model, rows, device), time.monotonic()
+    source, began = stories(model, rows, seed, device), time.monotonic()
     for name, count in (("held-out", held_out), ("train", num)):
         with whole_file(out / f"{name}.jsonl") as unfinished, unfinished.open("w", encoding="utf-8") as file:
             for _ in range(count):
