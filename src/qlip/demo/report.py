@@ -39,8 +39,9 @@ OURS = "QLIP"
 def build(model: QLIP, out: Path, track: Track = iter) -> Summary:
     """Run the demo and write its page.
 
-    The same model gives the same page, byte for byte, on one machine. The time goes into AVIF files: some ten
-    seconds for 64-pixel pictures, some two minutes for 256-pixel ones.
+    The same model gives the same page, byte for byte, on one machine. The time goes into AVIF files, some ten
+    seconds for 64-pixel pictures and some two minutes for 256-pixel ones, and into what the bundled models of a
+    bundled tokenizer's tokens draw and say.
 
     Args:
         model: a tokenizer with an image processor; without a text vocabulary the words are left out.
