@@ -5,7 +5,7 @@ r"""Which cut of a token should a model of pictures learn: held-out bits a pictu
 One run of the recipe `t2i-tiny` for each cut, one after the other, equal in all else: the transformer's blocks,
 order, what is dropped; with --seconds another for each, of as many steps as so much processor time allows, by a
 step measured before. Raw is the number of a picture's bits. The same command goes on where it was interrupted; a
-run that is finished is only read. Writes docs/results/t2i-bits.json and .md.
+run that is finished makes no step more. Writes docs/results/t2i-bits.json and .md.
 """
 
 import json
@@ -22,6 +22,7 @@ import tyro
 from qlip.environment import environment
 from qlip.errors import InputError
 from qlip.files import whole_file
+from qlip.recipes.record import check_steps
 from qlip.recipes.t2i import RECIPES, T2IDataConfig, T2IRecipe, run
 from qlip.t2i.checkpoint import load
 from qlip.t2i.train import T2ITask
@@ -135,6 +136,7 @@ def measure(made: T2IRecipe, out: Path) -> dict[str, float] | None:
     Raises:
         InputError: the folder holds a run of other settings.
     """
+    check_steps(out, made.fit.steps)
     if not run(made, out, resume=True):
         return None
     found: dict[str, float] = {"steps": made.fit.steps}

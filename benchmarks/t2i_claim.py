@@ -1,7 +1,8 @@
 r"""The paper's Table 7 in small: do pictures follow words better where the tokens were made with words?
 
     python benchmarks/t2i_claim.py --out runs/t2i-claim --train 'train-*.parquet' --val val.parquet \
-        --classes classes.json --aligned runs/paper-tiny/1-1e3/model --reconstruction runs/paper-tiny/0-1/model
+        --classes classes.json --aligned runs/paper-tiny/1-1e3/model --reconstruction runs/paper-tiny/0-1/model \
+        --num-classes 20 --steps 800 --num 2
 
 Two tokenizers of one architecture and one budget, of which one was trained for reconstruction alone. On the tokens
 of each the recipe `t2i-tiny` is trained, equal in all else, and both are measured as `qlip eval t2i` does. The
@@ -34,6 +35,7 @@ from qlip.jobs.evaluate_t2i import FOLDER, LIST, evaluate_t2i
 from qlip.jobs.tokens import tokenize
 from qlip.jobs.tokens_job import Job
 from qlip.model.image import read_image
+from qlip.recipes.record import check_steps
 from qlip.recipes.t2i import RECIPES, T2IDataConfig, run
 from qlip.t2i.config import CLASSES
 from qlip.train.log import read_log
@@ -105,7 +107,8 @@ def measure(args: Arguments, name: str, tokenizer: str) -> dict[str, Any] | None
         fit=replace(base.fit, steps=args.steps, warmup_steps=args.steps // 30, eval_every=args.steps),
         device=args.device,
     )
-    if not run(recipe, folder / "run", resume=True):  # of a finished one nothing but whether it is of this recipe
+    check_steps(folder / "run", args.steps)
+    if not run(recipe, folder / "run", resume=True):  # a finished one: no step more
         return None
     last = [line for line in read_log(folder / "run" / "log.jsonl") if "eval/bits_per_image" in line][-1]
     found = evaluate_t2i(
@@ -123,10 +126,10 @@ def measure(args: Arguments, name: str, tokenizer: str) -> dict[str, Any] | None
     return {"tokenizer": tokenizer, "steps": args.steps, "bits": bits, "evaluation": found}
 
 
-def with_few_classes(args: Arguments) -> Arguments:
+def with_few_classes(args: Arguments, num_classes: int) -> Arguments:
     """The same on the pictures of `num_classes` alone, numbered anew, which are written to `out`/data."""
     every = json.loads(args.classes.read_text(encoding="utf-8"))
-    kept, folder = evenly(len(every), args.num_classes or len(every)), args.out / "data"
+    kept, folder = evenly(len(every), num_classes), args.out / "data"
     numbers = {old: new for new, old in enumerate(kept)}
     for part, sources in (("train", args.train), ("val", args.val)):
         samples = open_indexed(sources)
@@ -229,7 +232,7 @@ def main() -> None:
     args = tyro.cli(Arguments, description=__doc__)
     args = replace(args, device=resolve_device(args.device).type)
     if args.num_classes:
-        args = with_few_classes(args)
+        args = with_few_classes(args, args.num_classes)
     arms: dict[str, dict[str, Any]] = {}
     for name, tokenizer in (("with words", args.aligned), ("reconstruction alone", args.reconstruction)):
         arm = measure(args, name, tokenizer)

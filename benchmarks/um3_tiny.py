@@ -1,11 +1,11 @@
 r"""What a small UM3 keeps and learns, and three ablations (docs/um3.md): language, captions, drawings.
 
     python benchmarks/um3_tiny.py --out runs/um3-tiny --base stories15M-6k --tokens tokens/train tokens/registry \
-        --val-tokens tokens/val --text stories/train.jsonl text/train --val-text stories/held-out.jsonl \
-        --val val.parquet --classes classes.json
+        --val-tokens tokens/val --text stories/train.jsonl more-stories/train.jsonl \
+        --val-text stories/held-out.jsonl --val val-000.parquet --classes classes.json
 
 Trains the recipe `um3-tiny`, and with fewer steps itself, with a joint softmax, without QK-norm and without the
-calm-down. A finished run is not trained again, an interrupted one goes on. Of the long one it captions held-out
+calm-down. A finished run is not trained further, an interrupted one goes on. Of the long one it captions held-out
 photographs and draws after their classes; `qlip eval um3-text` measures the five language sets. Writes
 um3-tiny.json, .md and .png.
 """
@@ -36,6 +36,7 @@ from qlip.files import whole_file
 from qlip.jobs.evaluate_t2i import evaluate_t2i
 from qlip.lm.checkpoint import load as load_lm
 from qlip.lm.checkpoint import read_config
+from qlip.recipes.record import check_steps
 from qlip.recipes.um3 import RECIPES, UM3DataConfig, UM3Recipe, calibration, run
 from qlip.train.log import read_log
 from qlip.um3.checkpoint import add_image_specials, open_tokenizer
@@ -128,7 +129,9 @@ def trained(args: Arguments, arm: str) -> dict[str, float] | None:
         InputError: its folder holds a run of other settings.
     """
     folder = args.out / arm.replace(",", "").replace(" ", "-")
-    if not run(recipe(args, arm), folder, resume=True):
+    made = recipe(args, arm)
+    check_steps(folder, made.fit.steps)
+    if not run(made, folder, resume=True):
         return None
     last = [line for line in read_log(folder / "log.jsonl") if "eval/text_perplexity" in line][-1]
     return {name: last[f"eval/{name}"] for name in NUMBERS}

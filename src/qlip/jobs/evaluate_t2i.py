@@ -65,7 +65,8 @@ def evaluate_t2i(
             words = Words(classes_of(scoring, samples, samples), scoring.template)
             judges = open_judges(scoring, words.classes, device)  # before anything is drawn, as what follows
             check_card(options, model)
-            open_indexed(scoring.reference or sources)
+            if scoring.reference:
+                open_indexed(scoring.reference)
             return judges, *plan(samples, words, out, drawing, options.max_samples, with_classes)
 
         judges, sheets, lines = on_all_ranks(prepare)

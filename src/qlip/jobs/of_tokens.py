@@ -6,7 +6,7 @@ import torch
 
 from qlip.data.token_file import TokenFormat
 from qlip.errors import InputError
-from qlip.model.checkpoint import is_name, load
+from qlip.model.checkpoint import bundled, is_hub_id, load
 from qlip.model.qlip import QLIP
 
 
@@ -22,7 +22,14 @@ def load_tokenizer(found: TokenFormat, named: str | None, device: str | torch.de
         InputError: there is no such tokenizer, or it makes other ids.
     """
     name = named or found.model
-    tokenizer = load(name, device=device)
+    try:
+        tokenizer = load(name, device=device)
+    except InputError as error:
+        if named:
+            raise
+        raise InputError(
+            f"the tokens are of a tokenizer called {name!r}, but {error}; say with --tokenizer where it is"
+        ) from error
     if tokenizer.id_hash() != found.id_hash:
         raise InputError(
             f"the tokens are ids {found.id_hash} of {found.model!r}, but {name!r} makes {tokenizer.id_hash()}: "
@@ -35,14 +42,9 @@ def tokenizer_name(found: TokenFormat, named: str | None) -> str:
     """What a model that is trained on the tokens should call it, a folder by its whole path; see `load_tokenizer`.
 
     Raises:
-        InputError: it was named, and there is none or it makes other ids; or the name in the files leads nowhere.
+        InputError: there is none, or it makes other ids. A repository of the hub that the files name is believed.
     """
-    if named is None:
-        if not is_name(found.model):
-            raise InputError(
-                f"the tokens are of a tokenizer called {found.model!r}, which is no bundled one, no folder and no "
-                "hub id: say with --tokenizer where it is, for the model to find it"
-            )
-        return found.model
-    load_tokenizer(found, named)
-    return str(Path(named).resolve()) if Path(named).is_dir() else named
+    name = named or found.model
+    if named or not is_hub_id(name):
+        load_tokenizer(found, named)
+    return str(Path(name).resolve()) if name not in bundled() and Path(name).is_dir() else name

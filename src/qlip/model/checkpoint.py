@@ -86,9 +86,9 @@ def called(folder: str | os.PathLike[str]) -> str:
     return (folder.parent.name if folder.name == "model" else folder.name) or "model"
 
 
-def is_name(name: str) -> bool:
-    """Whether `load` would know where to look: a bundled name, a folder, or owner/name."""
-    return name in bundled() or os.path.isdir(name) or _HUB_ID.fullmatch(name) is not None
+def is_hub_id(name: str) -> bool:
+    """Whether `load` would look on the hub: owner/name, and nothing here is called so."""
+    return not os.path.exists(name) and _HUB_ID.fullmatch(name) is not None
 
 
 def load_for(
@@ -173,7 +173,7 @@ def _find(name: str | os.PathLike[str], revision: str | None) -> tuple[Path, str
     folder = Path(name)
     if name in bundled():
         folder = BUNDLED / str(name)
-    elif not os.path.exists(name) and isinstance(name, str) and _HUB_ID.fullmatch(name):
+    elif isinstance(name, str) and is_hub_id(name):
         return fetch(name, revision), name
     if revision is not None:
         raise InputError(f"revision={revision!r}: {str(name)!r} is no Hugging Face repository, leave it out")

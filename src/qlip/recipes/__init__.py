@@ -13,8 +13,7 @@ from qlip.errors import InputError
 if TYPE_CHECKING:
     from qlip.recipes.run import TrainRecipe
 
-_SIZES = ("stage1", "stage2", "llava", "t2i", "um3")  # what all runs of a kind share
-_MACHINERY = (*_SIZES, "run", "record", "calibrate", "export", "plain", "card")
+_MACHINERY = ("run", "record", "stage1", "stage2", "calibrate", "export", "plain", "card", "llava", "t2i", "um3")
 
 
 def recipe_names() -> list[str]:

@@ -35,6 +35,17 @@ def read_recipe(path: str | Path, kinds: Mapping[int | str, type]) -> Any:
         raise InputError(f"{path}: not a recipe ({error})") from error
 
 
+def check_steps(out: Path, steps: int) -> None:
+    """Whether a run that a folder holds was to be as long, for who reads it as finished.
+
+    Raises:
+        InputError: it was not: it would go on in the middle of another schedule.
+    """
+    path = out / "recipe.json"
+    if path.exists() and (found := _read_record(path)["recipe"]["fit"]["steps"]) != steps:
+        raise InputError(f"{out} holds a run of {found} steps, not {steps}: name another --out")
+
+
 def is_record(path: str | Path, stage: int | str) -> bool:
     """Whether it is the `recipe.json` of a run of this stage."""
     try:

@@ -40,8 +40,8 @@ from qlip.train.parallel import ComputeConfig
 from qlip.train.plot import require_matplotlib
 from qlip.train.trackers import require
 
-_LLAMAGEN = AdamWConfig(weight_decay=0.05)
 STAGE = "t2i"  # in `recipe.json`
+_LLAMAGEN = AdamWConfig(weight_decay=0.05)  # its other settings are UM3's
 logger = logging.getLogger("qlip")
 
 
@@ -131,7 +131,7 @@ RECIPES = {
         bits=7,
         head="chain",
         condition=OWN,
-        task=AdamWConfig(lr=1e-3, weight_decay=0.05),
+        task=replace(_LLAMAGEN, lr=1e-3),
         fit=FitConfig(steps=3000, warmup_steps=100, eval_every=500, save_every=250, best=None),
         batch_size=64,
     ),
@@ -286,5 +286,5 @@ def _evaluators(
         raise InputError("val_tokens are of another tokenizer or grid than tokens: tokenize both alike")
     check_columns(val, reader, sentences)
     most = recipe.data.max_val
-    check_held_out(val, reader, most, sentences)
+    check_held_out(val, reader, most, sentences, recipe.num_classes)
     return [partial(held_out, dataset=val, reader=reader, max_pictures=most, sentences=sentences)]

@@ -35,18 +35,23 @@ def check_columns(dataset: TokenDataset, reader: Reader, sentences: Sentences = 
         )
 
 
-def check_held_out(dataset: TokenDataset, reader: Reader, max_pictures: int, sentences: Sentences = ()) -> None:
+def check_held_out(
+    dataset: TokenDataset, reader: Reader, max_pictures: int, sentences: Sentences = (), num_classes: int = 0
+) -> None:
     """Whether `held_out` will find what it needs, before a training and not at its first evaluation.
 
     Raises:
-        InputError: a picture has no words or label, or words that no feature file has.
+        InputError: a picture has no words or no label below `num_classes`, or words that no feature file has.
     """
     rows = dataset.__getitems__(evenly(len(dataset), max_pictures))
-    if reader is None or isinstance(reader, FeatureFiles):
-        batch_of(rows, reader, sentences=sentences)
-    else:  # whoever reads words reads any
-        for i in range(len(rows["key"])):
-            _caption(rows, i, 0, sentences)
+    for i, key in enumerate(rows["key"]):
+        if reader is None:
+            if not 0 <= (label := _given(rows["label"][i], key)) < num_classes:
+                raise InputError(f"{key} has label {label}: the model is to know 0 to {num_classes - 1}")
+            continue
+        caption = _caption(rows, i, 0, sentences)
+        if isinstance(reader, FeatureFiles):  # who reads words reads any
+            reader([caption])
 
 
 def training_batches(

@@ -61,7 +61,7 @@ def write(
         "label": kinds.tolist(),
     }
     keys = [f"picture {i}" for i in range(count)]
-    about = TokenFormat("qlip-tiny", id_hash, bits, num_tokens)
+    about = TokenFormat("qlip-tiny" if bits == 28 else "lab/tokenizer", id_hash, bits, num_tokens)
     write_token_file(folder / "tokens.parquet", about, keys, tokens, kept)
     return folder
 
@@ -225,10 +225,14 @@ def test_other_ids_and_missing_words_are_refused(tmp_path):
         t2i.run(recipe(tokens, condition="qlip", num_classes=0), tmp_path / "run")
     with pytest.raises(InputError, match="name token files or folders with --tokens"):
         t2i.run(recipe(tokens, data=t2i.T2IDataConfig()), tmp_path / "run")
+    few = write(tmp_path / "few", 8)
+    with pytest.raises(InputError, match="picture . has label 1: the model is to know 0 to 0"):
+        data = t2i.T2IDataConfig(tokens=(few,), val_tokens=(few,))
+        t2i.run(recipe(few, num_classes=1, data=data), tmp_path / "run")
     with pytest.raises(InputError, match="bits=5 does not divide"):
         t2i.run(recipe(tokens, bits=5), tmp_path / "run")
     with pytest.raises(InputError, match="num_classes 0"):
-        t2i.run(recipe(tokens, num_classes=0), tmp_path / "run")
+        t2i.run(recipe(few, num_classes=0), tmp_path / "run")
     with pytest.raises(InputError, match="features are of texts"):
         data = t2i.T2IDataConfig(tokens=(tokens,), features=(tokens,))
         t2i.run(recipe(tokens, data=data), tmp_path / "run")

@@ -42,7 +42,7 @@ def config(words):
 
 
 def write_tokens(
-    folder: Path, count: int, id_hash: str = IDS, shape=(8, (2, 3)), model: str = "qlip-tiny", **kept
+    folder: Path, count: int, id_hash: str = IDS, shape=(8, (2, 3)), model: str = "lab/tokenizer", **kept
 ) -> Path:
     bits, grid = shape
     tokens = np.random.default_rng(0).integers(0, 2**bits, (count, grid[0] * grid[1]))
@@ -144,7 +144,7 @@ def test_pictures_of_captions_and_of_labels(tmp_path, words, config):
     bare = write_tokens(tmp_path / "c", 2, caption=["", None])
     with pytest.raises(InputError, match="picture 1: neither a caption nor a label: leave it out"):
         Pictures([bare], config, words, 40).read([1], [0])
-    with pytest.raises(InputError, match=f"ids {'1' * 16} of 'qlip-tiny' .* the model has {IDS}"):
+    with pytest.raises(InputError, match=f"ids {'1' * 16} of 'lab/tokenizer' .* the model has {IDS}"):
         Pictures([write_tokens(tmp_path / "d", 2, "1" * 16)], config, words, 40)
 
 

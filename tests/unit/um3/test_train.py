@@ -242,7 +242,7 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     [
         ({"data": um3.UM3DataConfig()}, "name token files or folders with --tokens"),
         ({"base": "nowhere"}, "base 'nowhere' is no folder and no hub id"),
-        ({"tokenizer": "qlip-tiny"}, "ids 0000000000000000 of 'qlip-tiny', but 'qlip-tiny' makes"),
+        ({"tokenizer": "qlip-tiny"}, "ids 0000000000000000 of 'lab/tokenizer', but 'qlip-tiny' makes"),
         ({"bits": 3}, "bits 3 does not divide the 8 bits"),
         ({"sequence_length": 20}, "sequence_length 20 is shorter than a picture with its caption, 26 tokens"),
         ({"mix": MixConfig((0, 1, 0), (1, 9, 9), 1)}, "the mix asks for 95% pictures"),
@@ -262,7 +262,7 @@ def test_held_out_pictures_and_names_are_looked_at_before_training(tmp_path):
     with pytest.raises(InputError, match="neither a caption nor a label"):
         um3.run(made, tmp_path / "run")
     write_tokens(folder / "mine", 4, model="mine")
-    with pytest.raises(InputError, match="called 'mine', which is no bundled one.*--tokenizer"):
+    with pytest.raises(InputError, match="called 'mine', but 'mine' is not known.*--tokenizer"):
         um3.run(recipe(folder, data=replace(made.data, tokens=(folder / "mine",))), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -271,7 +271,7 @@ def test_a_run_by_the_command_line(tmp_path, run):
     """Two steps on the bundled tokenizer's ids; text alone has no name."""
     folder = write_all(tmp_path)
     id_hash = qlip.load("qlip-tiny").id_hash()
-    write_tokens(folder / "tiny", 8, id_hash, shape=(28, (8, 8)), caption=["a mug"] * 8)
+    write_tokens(folder / "tiny", 8, id_hash, (28, (8, 8)), "qlip-tiny", caption=["a mug"] * 8)
     out, text = tmp_path / "run", folder / "stories.jsonl"
     options = "--batch-size 2 --steps 2 --warmup-steps 1 --max-val 2 --device cpu --mix 1 1 3".split()
     words = ["train", "um3-tiny", "--base", folder / "base", "--tokens", folder / "tiny", *options, "--out", out]
