@@ -257,7 +257,9 @@ def test_a_bundled_tokenizer_brings_its_held_out_numbers(model, summary, few, qu
     page = shown.path.read_text(encoding="utf-8")
     assert shown.held_out in unescape(page)
     assert summary.held_out == ""
-    assert shown.drawings.name == "t2i-tiny" and page.count("drawn after: a photo of a lemon.") == NUM
+    assert shown.drawings.name == "t2i-tiny" and shown.unified.writer.name == "um3-tiny"
+    assert page.count("drawn after: a photo of a lemon.") == 2 * NUM
+    assert all(caption.startswith("a photo of") for caption in shown.unified.captions)
     (lemon,) = qlip.load_t2i("t2i-tiny").generate("a photo of a lemon.", cfg=CFG)
     lemons = next(row.files for row in shown.drawings.rows if row.prompt == "a photo of a lemon.")
     assert np.array_equal(np.asarray(read(lemons[0])), np.asarray(lemon))
