@@ -36,12 +36,12 @@ def unified_section(unified: Unified | None, examples: tuple[Example, ...]) -> s
 the tokens of pictures beside its words: {writer.size / 1e6:.1f} million parameters for all of this. It still
 tells stories:</p>
 <blockquote><b>{escape(unified.beginning)}</b>{escape(unified.story)} …</blockquote>
-<p>It says what is in a picture, here of the photographs below, the likeliest words. After three quarters of an hour
-on one processor core it knows how captions sound, and rarely what they should name:</p>
+<p>It says what is in a picture, here of the photographs below, the likeliest words. After three quarters of an
+hour on one processor core it knows how captions sound, and rarely what they should name:</p>
 <div class="said">
 {figures}
 </div>
-<p>And it draws. {_how(writer)}</p>
+<p>And it draws, not yet what it is asked for. {_how(writer)}</p>
 {_drawn(writer)}
 </section>"""
 
