@@ -35,7 +35,6 @@ from qlip.eval.options import Options as EvalOptions
 from qlip.files import whole_file
 from qlip.jobs.evaluate_t2i import evaluate_t2i
 from qlip.lm.checkpoint import load as load_lm
-from qlip.lm.checkpoint import read_config
 from qlip.recipes.record import check_steps
 from qlip.recipes.um3 import RECIPES, UM3DataConfig, UM3Recipe, calibration, run
 from qlip.train.log import read_log
@@ -144,28 +143,23 @@ def before(args: Arguments, config: UM3Config) -> dict[str, dict[str, float]]:
     """
     words, base = open_tokenizer(Path(args.base)), load_lm(args.base)
     boi, eoi = add_image_specials(words)
+    about = {key: getattr(config, key) for key in ("num_bits", "bits", "grid", "tokenizer", "id_hash")}
+    longest, most = config.lm.max_position_embeddings, RECIPES["um3-tiny"].data.max_val
     found = {}
     for name, qk_norm, calibrate in (
         ("the base", False, False),
         ("the base with QK-norm, gains of 1", True, False),
         ("the base with QK-norm, calibrated", True, True),
     ):
-        about = {key: getattr(config, key) for key in ("num_bits", "bits", "grid", "tokenizer", "id_hash")}
-        longest = config.lm.max_position_embeddings
         own = UM3Config.of(
-            read_config(Path(args.base)),
-            boi=boi,
-            eoi=eoi,
-            qk_norm=qk_norm,
-            max_position_embeddings=longest,
-            **about,
+            base.config, boi=boi, eoi=eoi, qk_norm=qk_norm, max_position_embeddings=longest, **about
         )
         documents: Sequence[torch.Tensor] = ()
         if calibrate:
             text = Text.open(args.text, words, own)
             documents = calibration(text, min(base.config.max_position_embeddings, longest))
         model = UM3.from_llama(base, own, calibration=documents)
-        found[name] = held_out_text(model, Text.open(args.val_text, words, own), RECIPES["um3-tiny"].data.max_val)
+        found[name] = held_out_text(model, Text.open(args.val_text, words, own), most)
     return found
 
 

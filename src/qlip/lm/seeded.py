@@ -1,6 +1,6 @@
 """Several answers to each of several prompts, some at a time; each has a seed of its own."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from qlip.errors import InputError
@@ -39,11 +39,25 @@ def seeded(
     if not 0 <= seed <= MAX_SEED - num:
         raise InputError(f"seed is {seed}: it must be 0 or more, and below 2^63")
     rows = [(prompt, seed + k) for prompt in prompts for k in range(num)]
-    answers: list[R] = []
+    return list(answered(rows, answer, batch_size, track))
+
+
+def answered(
+    rows: Sequence[tuple[T, int]],
+    answer: Callable[[list[T], list[int]], Iterable[R]],
+    batch_size: int,
+    track: Callable[[Iterable], Iterable] = iter,
+) -> Iterator[R]:
+    """An answer to each prompt with its seed, given as they are made; see `seeded`.
+
+    Raises:
+        InputError: batch_size is below 1.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}: use 1 or more")
     for start in track(range(0, len(rows), batch_size)):
         part = rows[start : start + batch_size]
-        answers += answer([prompt for prompt, _ in part], [number for _, number in part])
-    return answers
+        yield from answer([prompt for prompt, _ in part], [seed for _, seed in part])
 
 
 def check_guidance(cfg: float, usual: float) -> None:

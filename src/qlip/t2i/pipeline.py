@@ -13,7 +13,7 @@ from torch import Tensor
 from qlip.environment import resolve_device
 from qlip.errors import InputError
 from qlip.lm.generate import Sampling
-from qlip.lm.seeded import check_guidance, seeded
+from qlip.lm.seeded import answered, check_guidance, seeded
 from qlip.model.checkpoint import load_for
 from qlip.model.image import to_pictures
 from qlip.model.qlip import QLIP
@@ -121,13 +121,13 @@ class TextToImage:
         Raises:
             InputError: see `generate`.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}: use 1 or more")
         sampling = _sampling(cfg, temperature, top_k, top_p)
-        for start in range(0, len(rows), batch_size):
-            part = rows[start : start + batch_size]
-            read = {prompt: self.read([prompt], whole=False)[0] for prompt in {prompt for prompt, _ in part}}
-            yield from self._draw(sampling, [read[prompt] for prompt, _ in part], [seed for _, seed in part])
+
+        def draw(prompts: list[str], seeds: list[int]) -> list[Image.Image]:
+            read = {prompt: self.read([prompt], whole=False)[0] for prompt in set(prompts)}
+            return self._draw(sampling, [read[prompt] for prompt in prompts], seeds)
+
+        return answered(rows, draw, batch_size)
 
     def describe(self) -> dict[str, Any]:
         """What of it a benchmark's record should name."""

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from qlip.environment import resolve_device
 from qlip.errors import InputError
 from qlip.lm.generate import GREEDY, Sampling
-from qlip.lm.seeded import check_guidance, seeded
+from qlip.lm.seeded import answered, check_guidance, seeded
 from qlip.model.checkpoint import load_for
 from qlip.model.image import to_pictures
 from qlip.model.qlip import QLIP
@@ -161,13 +161,12 @@ class UnifiedModel:
         Raises:
             InputError: see `draw`.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}: use 1 or more")
         sampling, most = _sampling(cfg, temperature, top_k, top_p), self.model.config.max_caption_tokens
-        for start in range(0, len(rows), batch_size):
-            part = rows[start : start + batch_size]
-            captions = self._write([prompt for prompt, _ in part], NO_CAPTION)
-            yield from self._draw(sampling, [ids[:most] for ids in captions], [seed for _, seed in part])
+
+        def draw(prompts: list[str], seeds: list[int]) -> list[Image.Image]:
+            return self._draw(sampling, [ids[:most] for ids in self._write(prompts, NO_CAPTION)], seeds)
+
+        return answered(rows, draw, batch_size)
 
     def describe(self) -> dict[str, Any]:
         """What of it a benchmark's record should name."""
