@@ -168,10 +168,13 @@ class QLIP(nn.Module):
 
     # The steps between, for those who train or look inside
 
-    def hidden_states(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised → (B, 1 + N, D), CLS first, patch features Z after it."""
+    def hidden_states(self, pixel_values: Tensor, kept: Tensor | None = None) -> Tensor:
+        """(B, 3, H, W) normalised → (B, 1 + N, D), CLS first, patch features Z after it.
+
+        `kept` (K,) numbers the patches to encode, row-major; None encodes all N.
+        """
         self.grid_of(pixel_values)
-        return self.vision_model(pixel_values.to(self.dtype))
+        return self.vision_model(pixel_values.to(self.dtype), kept=kept)
 
     def grid_of(self, pixel_values: Tensor) -> Grid:
         """Rows and columns of the tokens of (B, 3, H, W).

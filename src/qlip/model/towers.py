@@ -23,14 +23,16 @@ class VisionEmbeddings(nn.Module):
         self.patch_embedding = nn.Conv2d(config.num_channels, dim, patch, stride=patch)
         self.position_embedding = nn.Embedding(config.num_patches + 1, dim)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, H, W) → (B, 1 + N, D), CLS first."""
+    def forward(self, pixel_values: Tensor, kept: Tensor | None = None) -> Tensor:
+        """(B, 3, H, W) → (B, 1 + N, D), CLS first; of the patches only those numbered in `kept` (K,), if given."""
         patches = self.patch_embedding(pixel_values)
         rows, columns = patches.shape[2:]
         patches = patches.flatten(2).transpose(1, 2)
         cls = self.class_embedding.expand(patches.shape[0], 1, -1)
         positions = self.position_embedding.weight
         resized = resize_positions(positions[1:], self.native_grid, (rows, columns))
+        if kept is not None:
+            patches, resized = patches[:, kept], resized[kept]
         return torch.cat((cls, patches), dim=1) + torch.cat((positions[:1], resized))
 
 
@@ -49,13 +51,20 @@ class VisionEncoder(nn.Module):
         self.quant_embed = QuantizerMLP(dim, dim, num_bits, vision.hidden_act)
         self.quant_embed_post = QuantizerMLP(num_bits, post_dim, post_dim, vision.hidden_act)
 
-    def forward(self, pixel_values: Tensor, states: list[Tensor] | None = None) -> Tensor:
+    def forward(
+        self, pixel_values: Tensor, states: list[Tensor] | None = None, kept: Tensor | None = None
+    ) -> Tensor:
         """(B, 3, H, W) normalised → (B, 1 + N, D), CLS first, before any final norm.
 
-        `states` takes the embeddings and what each block makes of them, all of that shape.
+        Args:
+            pixel_values: (B, 3, H, W) normalised.
+            states: list that takes the embeddings and the output of each block, all of that shape.
+            kept: (K,) numbers of the patches to encode, row-major; None encodes all N.
         """
         rotary = self.rope and self.rope.at(self.grid_of(*pixel_values.shape[2:])).tables
-        return self.encoder(self.embeddings(pixel_values), rotary, states=states)
+        if rotary and kept is not None:
+            rotary = rotary[0][kept], rotary[1][kept]
+        return self.encoder(self.embeddings(pixel_values, kept), rotary, states=states)
 
     def compress(self, features: Tensor) -> Tensor:
         """Patch features Z (B, N, D) → latents (B, N, L), unit vectors, by the down MLP."""

@@ -97,7 +97,8 @@ class Recipe(TrainRecipe):
     def flops_per_image(self, model: QLIP, text_length: int) -> float:
         """Of the towers that the recipe trains."""
         aligned, rebuilt = bool(self.task.alignment_weight), bool(self.task.reconstruction_weight)
-        return flops_per_image(model.config, text_length * aligned, rebuilt / self.task.reconstruct_every)
+        share = rebuilt / self.task.reconstruct_every
+        return flops_per_image(model.config, text_length * aligned, share, self.task.drop_tokens)
 
     def _vocabulary(self, data: Data, description: Path | None) -> TextTokenizer:
         """Given, else that of the run that goes on, else learnt."""

@@ -41,7 +41,11 @@ PEAK_FLOPS: dict[str, float] = {
 
 
 def flops_per_image(
-    config: QLIPConfig, text_length: int = 0, rebuilt: float = 1.0, frozen_encoder: bool = False
+    config: QLIPConfig,
+    text_length: int = 0,
+    rebuilt: float = 1.0,
+    drop_tokens: float = 0.0,
+    frozen_encoder: bool = False,
 ) -> float:
     """Floating-point operations to train on one image–text pair: forward and backward, by PyTorch's own count.
 
@@ -53,7 +57,8 @@ def flops_per_image(
     Args:
         config: the tokenizer.
         text_length: tokens of a text; 0 without the text tower.
-        rebuilt: share of the images that is decoded, in [0, 1].
+        rebuilt: share of the images that is quantized and decoded, in [0, 1].
+        drop_tokens: share of the patches that the other images leave out, in [0, 1).
         frozen_encoder: the vision encoder goes forward only, as in stage 2; the quantizer's MLPs train.
     """
     model = skeleton(config).to("meta")  # the rotary tables are made on the CPU
@@ -62,10 +67,11 @@ def flops_per_image(
         model.vision_model.embeddings.requires_grad_(False)
         model.vision_model.encoder.requires_grad_(False)
 
-    def encode() -> Tensor:
-        hidden = model.hidden_states(torch.empty(1, config.vision.num_channels, *config.size, device="meta"))
-        total = model.compress(hidden[:, 1:]).sum()
-        return total + model.project(hidden[:, 0]).sum() if text_length else total
+    def encode(num_patches: int, quantized: bool) -> Tensor:
+        pixel_values = torch.empty(1, config.vision.num_channels, *config.size, device="meta")
+        hidden = model.hidden_states(pixel_values, torch.arange(num_patches, device="meta"))
+        features = model.compress(hidden[:, 1:]) if quantized else hidden[:, :1]
+        return features.sum() + model.project(hidden[:, 0]).sum() if text_length else features.sum()
 
     def decode() -> Tensor:
         codes = torch.empty(1, config.num_tokens, config.num_bits, device="meta", requires_grad=True)
@@ -74,8 +80,15 @@ def flops_per_image(
     def read() -> Tensor:
         return model.encode_text(torch.empty(1, text_length, dtype=torch.long, device="meta")).sum()
 
-    flops = _count(encode) + rebuilt * _count(decode)
+    all_patches, fewer = config.num_tokens, num_kept(config.num_tokens, drop_tokens)
+    flops = rebuilt * (_count(lambda: encode(all_patches, True)) + _count(decode))
+    flops += (1 - rebuilt) * _count(lambda: encode(fewer, False)) if rebuilt < 1 else 0
     return flops + _count(read) if text_length else flops
+
+
+def num_kept(num_patches: int, drop_tokens: float) -> int:
+    """How many of an image's patches are left, at least one, when a share of them in [0, 1) is dropped."""
+    return max(1, round(num_patches * (1 - drop_tokens)))
 
 
 def peak_flops(device: torch.device | str) -> float | None:

@@ -18,6 +18,7 @@ from qlip.model.quantizer import codebook_term, token_terms
 from qlip.train.balance import Balance, ratio, read_calibration
 from qlip.train.caching import Part, Terms, backward, split_batch, weighted_sum
 from qlip.train.distributed import average, world_size
+from qlip.train.flops import num_kept
 from qlip.train.losses import PixelScale, commitment_loss, contrastive_loss, pixel_mse, pixel_scale
 from qlip.train.metrics import code_metrics, code_use
 from qlip.train.optim import OptimizerConfig, build_optimizer, clip_gradients, optimizer_state
@@ -41,7 +42,10 @@ class Stage1Config(OptimizerConfig):
         commitment_weight: α_z.
         pixel_scale: the MSE is of pixels in [0,1] ("unit") or of normalised ones ("normalized").
         quantize: False lets the patch features go to the decoder as they are: Recipe 2 of the paper's Table 3c.
-        reconstruct_every: every so many-th picture of the batch is rebuilt; more than 1 saves the decoder's time.
+        reconstruct_every: distance between the images of a batch that are reconstructed; 4 takes every fourth.
+            The others learn by alignment alone, without quantizer and decoder, which saves time.
+        drop_tokens: share of the patches that those others leave out, in [0, 1), as FLIP does (arXiv 2212.00794).
+            Each part of a batch draws which, the same for all its images.
         balance: where α_r comes from. "fixed": `reconstruction_weight`; "calibrated": the file that
             `qlip calibrate` wrote; "gradient": α_a times the ratio of both losses' gradient norms at the last MLP
             of the vision encoder, measured during training.
@@ -57,6 +61,7 @@ class Stage1Config(OptimizerConfig):
     pixel_scale: PixelScale = "unit"
     quantize: bool = True
     reconstruct_every: int = 1
+    drop_tokens: float = 0.0
     balance: Literal["fixed", "calibrated", "gradient"] = "fixed"
     calibration: Path | None = None
     balance_every: int = 20
@@ -74,6 +79,14 @@ class Stage1Config(OptimizerConfig):
             raise InputError("quantize is False: set quantizer_weight and commitment_weight to 0")
         if self.reconstruct_every < 1 or self.balance_every < 1:
             raise InputError("reconstruct_every and balance_every must be at least 1")
+        if not 0 <= self.drop_tokens < 1:
+            raise InputError(f"drop_tokens is {self.drop_tokens}: it must be a share in [0, 1)")
+        if self.drop_tokens and self.reconstruct_every == 1:
+            raise InputError(
+                "drop_tokens is for images that are not reconstructed: set reconstruct_every above 1"
+            )
+        if self.reconstruct_every > 1 and not (self.reconstruction_weight and self.alignment_weight):
+            raise InputError("reconstruct_every leaves images to alignment alone: neither weight may be 0")
         if not 0 <= self.balance_smoothing < 1:
             raise InputError(f"balance_smoothing is {self.balance_smoothing}: it must be in [0, 1)")
         if (self.balance == "calibrated") != (self.calibration is not None):
@@ -225,12 +238,12 @@ class _Forward(nn.Module):
         """(B, 3, H, W) and (B, S) → `Part`; without its terms only what the batch's losses need."""
         model, config = self.model, self.config
         part = Part({}, {}, {}, {})
-        hidden = model.hidden_states(pixel_values)
+        cls, features = self._encode(pixel_values)
         if config.alignment_weight:
-            part.rows["image_embeds"] = model.project(hidden[:, 0])
+            part.rows["image_embeds"] = model.project(cls)
             part.rows["text_embeds"] = model.encode_text(input_ids)
             part.means["scale"] = model.logit_scale.exp()
-        features = quantized = hidden[:, 1:]
+        quantized = features
         if config.quantize and (config.reconstruction_weight or config.quantizer_weight):
             latents = model.compress(features)
             part.terms["quantizer/tokens"], part.means["mean_probabilities"] = token_terms(
@@ -244,10 +257,25 @@ class _Forward(nn.Module):
             if with_terms and config.commitment_weight:
                 part.terms["commitment"] = commitment_loss(features, quantized)
         if with_terms and config.reconstruction_weight:
-            rebuilt = slice(None, None, config.reconstruct_every)
-            pixels = model.vision_decoder(quantized[rebuilt], model.grid_of(pixel_values))
-            part.terms["reconstruction"] = pixel_mse(pixels, pixel_values[rebuilt], self.pixel_scale)
+            pixels = model.vision_decoder(quantized, model.grid_of(pixel_values))
+            originals = pixel_values[:: config.reconstruct_every]
+            part.terms["reconstruction"] = pixel_mse(pixels, originals, self.pixel_scale)
         return part
+
+    def _encode(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """CLS (B, D) of all images, and patch features (B / reconstruct_every, N, D) of the reconstructed ones."""
+        every, drop = self.config.reconstruct_every, self.config.drop_tokens
+        if not drop:
+            hidden = self.model.hidden_states(pixel_values)
+            return hidden[:, 0], hidden[::every, 1:]
+        groups = pixel_values.unflatten(0, (-1, every))  # the first of each is reconstructed
+        whole = self.model.hidden_states(groups[:, 0])
+        rows, columns = self.model.grid_of(pixel_values)
+        num_patches = rows * columns
+        kept = torch.randperm(num_patches)[: num_kept(num_patches, drop)].to(pixel_values.device)
+        others = self.model.hidden_states(groups[:, 1:].flatten(0, 1), kept)
+        cls = torch.cat((whole[:, :1], others[:, 0].unflatten(0, (-1, every - 1))), dim=1)
+        return cls.flatten(0, 1), whole[:, 1:]
 
 
 def _check(model: QLIP, config: Stage1Config, num_parts: int, batch_size: int) -> None:

@@ -219,6 +219,9 @@ def test_a_loss_that_is_not_finite_moves_nothing(small_model, term):
         ({"balance": "gradient", "alignment_weight": 0.0}, "neither weight may be 0"),
         ({"balance_smoothing": 1.0}, "balance_smoothing is 1.0"),
         ({"reconstruct_every": 0}, "at least 1"),
+        ({"drop_tokens": 1.0, "reconstruct_every": 2}, "drop_tokens is 1.0"),
+        ({"drop_tokens": 0.5}, "set reconstruct_every above 1"),
+        ({"reconstruct_every": 2, "alignment_weight": 0.0}, "neither weight may be 0"),
     ),
 )
 def test_combinations_that_cannot_be_are_named(changes, message):
@@ -242,3 +245,40 @@ def test_pictures_of_another_size(small_model, size):
     values = Stage1(small_model, Stage1Config(), compute, 8).step(data, 1)
     torch.testing.assert_close(values["reconstruction"], expected)
     assert not any((was == now).all(-1).any() for was, now in zip(before, learnt, strict=True))
+
+
+def test_dropped_patches_are_those_of_images_that_are_not_reconstructed(small_model):
+    """The reconstructed images count as before; the others' embeddings no longer depend on the dropped half."""
+    data = batch(small_model)
+    plain = Stage1(small_model, Stage1Config(lr=1e-9, reconstruct_every=2), FP32, 8).step(data, 1)
+    task = Stage1(small_model, Stage1Config(lr=1e-9, reconstruct_every=2, drop_tokens=0.5), FP32, 8)
+    dropped = task.step(data, 1)
+    for name in ("reconstruction", "commitment", "quantizer/tokens", "quantizer/codebook"):
+        torch.testing.assert_close(dropped[name], plain[name], rtol=1e-4, atol=1e-6)
+    assert dropped["alignment"] != plain["alignment"]
+
+    def embeddings(pixels):
+        torch.manual_seed(3)
+        with torch.no_grad():
+            return task.parallel(pixels, data["input_ids"], False).rows["image_embeds"]
+
+    before, changed = embeddings(data["pixel_values"]), []
+    rows, columns = small_model.config.grid
+    size = small_model.config.vision.patch_size
+    for patch in range(rows * columns):
+        pixels = data["pixel_values"].clone()
+        y, x = divmod(patch, columns)
+        pixels[:, :, y * size : (y + 1) * size, x * size : (x + 1) * size] += 1
+        changed.append((embeddings(pixels) != before).any(1))
+    share = torch.stack(changed).float().mean(0)
+    assert share[::2].tolist() == [1.0] * 4 and share[1::2].tolist() == [0.5] * 4
+
+
+def test_the_order_of_kept_patches_does_not_matter(small_model):
+    kept = torch.arange(small_model.config.num_tokens)
+    pixels = batch(small_model)["pixel_values"]
+    with torch.no_grad():
+        assert torch.equal(small_model.hidden_states(pixels, kept), small_model.hidden_states(pixels))
+        order = kept.flip(0)
+        flipped = small_model.hidden_states(pixels, order)
+        torch.testing.assert_close(flipped[:, 1:].flip(1), small_model.hidden_states(pixels)[:, 1:])
