@@ -16,7 +16,7 @@ from qlip.llava.data import IGNORED
 from qlip.llava.model import copy_of
 from qlip.train.caching import Terms, split_batch
 from qlip.train.distributed import average
-from qlip.train.optim import AdamWConfig, adamw, clip_gradients, make_groups, optimizer_state
+from qlip.train.optim import AdamWConfig, clip_gradients, make_groups, make_optimizer, optimizer_state
 from qlip.train.parallel import ComputeConfig, Parallel, whole
 from qlip.train.task import check_finite, prefixed
 
@@ -35,7 +35,7 @@ class LlavaTaskConfig(AdamWConfig):
             layers but the output; it needs `peft`. LLaVA's recipe has 128.
         lora_alpha: LoRA's scale times its rank; LLaVA: 256.
         lora_dropout: share of LoRA's inputs that is left out.
-        betas, weight_decay, grad_clip: see `AdamWConfig`.
+        optimizer, betas, weight_decay, grad_clip: see `AdamWConfig`.
     """
 
     train: Literal["projector", "llm"] = "llm"
@@ -94,7 +94,8 @@ class LlavaTask:
         def place(name: str) -> tuple[str, float]:
             return ("projector", projector_lr) if _PROJECTOR in name else ("llm", config.lr)
 
-        self.optimizer = adamw(make_groups(model, place, config.weight_decay), config.betas, eps=1e-8)
+        groups = make_groups(model, place, config.weight_decay)
+        self.optimizer = make_optimizer(config.optimizer, groups, config.betas, eps=1e-8)
         self.optimizers = [self.optimizer]
 
     def step(self, batch: dict[str, Any], step: int) -> Terms:

@@ -1,4 +1,4 @@
-"""A task that trains one model whole, with AdamW: what text to image and the unified model have in common."""
+"""A task that trains one model whole: what text to image and the unified model have in common."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from qlip.train.caching import split_batch
 from qlip.train.distributed import average
-from qlip.train.optim import AdamWConfig, adamw, clip_gradients, make_groups, optimizer_state
+from qlip.train.optim import AdamWConfig, clip_gradients, make_groups, make_optimizer, optimizer_state
 from qlip.train.parallel import ComputeConfig, Parallel, whole
 from qlip.train.task import check_finite, prefixed
 
@@ -41,7 +41,7 @@ class ModelTask:
         self.config, self.kind = config, type(model)  # FSDP gives the model a class of its own
         self.parallel = Parallel(model, model, compute)
         groups = make_groups(model, lambda name: ("all", config.lr), config.weight_decay)
-        self.optimizer = adamw(groups, config.betas, eps=1e-8)
+        self.optimizer = make_optimizer(config.optimizer, groups, config.betas, eps=1e-8)
         self.optimizers = [self.optimizer]
 
     def descend(

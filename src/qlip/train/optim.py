@@ -13,8 +13,10 @@ from torch.distributed.tensor import DTensor
 from qlip.errors import InputError
 from qlip.model.qlip import QLIP
 from qlip.train.lamb import Lamb, adam_state, local_shards, whole_norms
+from qlip.train.muon import Muon
 
 Groups = list[dict[str, Any]]
+Kind = Literal["adamw", "lamb", "muon"]
 
 
 @dataclass(frozen=True)
@@ -22,18 +24,22 @@ class AdamWConfig:
     """How the parameters of a language model move; the defaults are the paper's for UM3 (Table 9).
 
     Attributes:
+        optimizer: "adamw", or "muon" for the matrices inside blocks and MLPs and AdamW for the rest.
         lr: peak learning rate.
         betas: of AdamW.
         weight_decay: on matrices; vectors have none.
         grad_clip: largest norm of the whole gradient.
     """
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.1
     grad_clip: float = 1.0
 
     def __post_init__(self):
+        if self.optimizer not in ("adamw", "muon"):
+            raise InputError(f"optimizer is {self.optimizer!r}: choose adamw or muon")
         for name in ("lr", "grad_clip"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be above 0")
@@ -46,20 +52,22 @@ class OptimizerConfig:
     """How the parameters move (docs/paper.md section 4).
 
     Attributes:
-        optimizer: "adamw", or "lamb" for the batches of ten thousands for which the paper takes it.
-        lr: peak learning rate; LAMB's is the share of a matrix's norm that a step may be.
+        optimizer: "adamw"; "lamb" for the batches of ten thousands for which the paper takes it; "muon" for the
+            matrices inside blocks and MLPs, with AdamW for the rest.
+        lr: peak learning rate; Muon's means the same as AdamW's, LAMB's is the share of a matrix's norm that a
+            step may be.
         vision_lr: peak rate of the vision encoder without the quantizer's MLPs; None takes `lr`.
         text_lr: peak rate of the text encoder; None takes `lr`.
         decoder_lr: peak rate of the decoder; None takes `lr`.
         layer_decay: in both encoders the rate shrinks by this factor with each layer from the top: the final norm
             has the full rate, the last block `layer_decay` times that, the embeddings the least (EVA: 0.75).
-        betas: decay of the running mean of gradients and of their squares.
+        betas: decay of the running mean of gradients and of their squares; Muon has a momentum of 0.95 instead.
         eps: added to the root of the mean square; 1e-6 is that of CLIP and EVA-CLIP.
         weight_decay: on matrices; vectors and scalars have none.
         grad_clip: largest norm of the whole gradient; inf only measures it.
     """
 
-    optimizer: Literal["adamw", "lamb"] = "adamw"
+    optimizer: Kind = "adamw"
     lr: float = 5e-4
     vision_lr: float | None = None
     text_lr: float | None = None
@@ -71,8 +79,8 @@ class OptimizerConfig:
     grad_clip: float = 5.0
 
     def __post_init__(self):
-        if self.optimizer not in ("adamw", "lamb"):
-            raise InputError(f"optimizer is {self.optimizer!r}: choose adamw or lamb")
+        if self.optimizer not in ("adamw", "lamb", "muon"):
+            raise InputError(f"optimizer is {self.optimizer!r}: choose adamw, lamb or muon")
         for name in ("lr", "eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be above 0")
@@ -91,12 +99,17 @@ class OptimizerConfig:
             raise InputError(f"betas are {self.betas}: they must be two numbers from 0 to below 1")
 
 
-def build_optimizer(model: QLIP, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: QLIP, config: OptimizerConfig, extra: nn.Module | None = None) -> torch.optim.Optimizer:
     """The optimizer over what of a tokenizer has `requires_grad`, its state in place; build it after sharding.
+
+    Args:
+        model: the tokenizer.
+        config: the optimizer's kind and settings.
+        extra: parameters that a task trains beside the model, with the rate `lr`.
 
     Returns:
         An optimizer whose groups have a `name`: "vision" (without the quantizer's MLPs), "text", "decoder", or
-        "other" for both of the quantizer's MLPs, the projections and the logit scale.
+        "other" for both of the quantizer's MLPs, the projections, the logit scale and `extra`.
     """
 
     def place(parameter: str) -> tuple[str, float]:
@@ -109,11 +122,31 @@ def build_optimizer(model: QLIP, config: OptimizerConfig) -> torch.optim.Optimiz
         return tower, rate
 
     groups = make_groups(model, place, config.weight_decay)
-    if config.optimizer == "adamw":
-        return adamw(groups, config.betas, config.eps)
-    optimizer = Lamb(groups, betas=config.betas, eps=config.eps)
+    if extra is not None:
+        groups += make_groups(extra, lambda name: ("other", config.lr), config.weight_decay)
+    return make_optimizer(config.optimizer, groups, config.betas, config.eps)
+
+
+def make_optimizer(kind: Kind, groups: Groups, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
+    """An optimizer over groups of `make_groups`, its state in place."""
+    if kind == "adamw":
+        return adamw(groups, betas, eps)
+    if kind == "muon":
+        return Muon(groups, betas, eps)
+    optimizer = Lamb(groups, betas=betas, eps=eps)
     init_state(optimizer)
     return optimizer
+
+
+def is_hidden_matrix(parameter: str, p: Tensor) -> bool:
+    """Whether Muon moves a parameter, given its name: a matrix inside a block or an MLP.
+
+    AdamW moves the others: embeddings, positions, vocabularies, projections, output layers, and LoRA's factors.
+    MLPs outside blocks are the quantizer's (c_fc, c_proj), the decoder's (ffn), those of text to image (mlp, fc1,
+    fc2), and LLaVA's projector (linear_1, linear_2).
+    """
+    inside = r"(^|\.)((layers\.\d+|mlp)\..*|c_fc|c_proj|ffn\.0|fc1|fc2|linear_1|linear_2)\.weight$"
+    return p.ndim == 2 and "lora_" not in parameter and re.search(inside, parameter) is not None
 
 
 def make_groups(model: nn.Module, place: Callable[[str], tuple[str, float]], weight_decay: float) -> Groups:
@@ -125,15 +158,17 @@ def make_groups(model: nn.Module, place: Callable[[str], tuple[str, float]], wei
         weight_decay: on parameters of two dimensions and more; others have none.
 
     Returns:
-        Groups with `name`, `lr`, `weight_decay` and `params`; plain and sharded parameters are in different ones.
+        Groups with `name`, `lr`, `weight_decay`, `hidden` (see `is_hidden_matrix`) and `params`; plain and sharded
+        parameters are in different ones.
     """
     groups: dict[tuple, dict[str, Any]] = {}
     for parameter, p in model.named_parameters():
         if p.requires_grad:
             name, lr = place(parameter)
             decay = weight_decay if p.ndim >= 2 else 0.0
-            group = {"name": name, "lr": lr, "weight_decay": decay, "params": []}
-            groups.setdefault((name, lr, p.ndim >= 2, isinstance(p, DTensor)), group)["params"].append(p)
+            hidden = is_hidden_matrix(parameter, p)
+            group = {"name": name, "lr": lr, "weight_decay": decay, "hidden": hidden, "params": []}
+            groups.setdefault((name, lr, p.ndim >= 2, hidden, isinstance(p, DTensor)), group)["params"].append(p)
     return list(groups.values())
 
 
@@ -152,7 +187,7 @@ def init_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The state by name: "<parameter>.exp_avg", "….exp_avg_sq", "….step".
+    """The state by name: "<parameter>.exp_avg", "….exp_avg_sq", "….step"; of Muon's matrices "….momentum_buffer".
 
     These are the optimizer's own tensors: filling them in place restores it.
     """

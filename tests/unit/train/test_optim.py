@@ -111,7 +111,7 @@ def test_state_made_early_changes_nothing(small_model):
             assert torch.equal(value, optimizer_state(ours, small_model)[f"{name}.{key}"])
 
 
-@pytest.mark.parametrize("kind", ("adamw", "lamb"))
+@pytest.mark.parametrize("kind", ("adamw", "lamb", "muon"))
 def test_state_by_name_restores_a_run_bit_for_bit(small_model, kind):
     config = OptimizerConfig(optimizer=kind, lr=1e-2, layer_decay=0.75)
     optimizer = build_optimizer(small_model, config)
@@ -193,7 +193,7 @@ def trained_on_two(rank, folder, model):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.set_num_threads(1)
     results = {}
-    for kind in ("adamw", "lamb"):
+    for kind in ("adamw", "lamb", "muon"):
         sharded = shard(copy.deepcopy(model))
         config = OptimizerConfig(optimizer=kind, lr=1e-2, text_lr=1e-3, layer_decay=0.75)
         optimizer = build_optimizer(sharded, config)
@@ -220,7 +220,7 @@ def two_processes(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("kind", ("adamw", "lamb"))
+@pytest.mark.parametrize("kind", ("adamw", "lamb", "muon"))
 def test_two_processes_that_hold_half_of_it_each_do_what_one_does(small_model, two_processes, kind):
     first, second = (results[kind] for results in two_processes(small_model))
     config = OptimizerConfig(optimizer=kind, lr=1e-2, text_lr=1e-3, layer_decay=0.75)
@@ -240,7 +240,7 @@ def test_two_processes_that_hold_half_of_it_each_do_what_one_does(small_model, t
 @pytest.mark.parametrize(
     ("settings", "message"),
     (
-        ({"optimizer": "sgd"}, "optimizer is 'sgd': choose adamw or lamb"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd': choose adamw, lamb or muon"),
         ({"lr": 0.0}, "lr is 0.0: it must be above 0"),
         ({"lr": math.nan}, "lr is nan"),
         ({"vision_lr": -1e-4}, "vision_lr is -0.0001: it must be 0 or more"),
