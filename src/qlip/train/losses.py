@@ -1,6 +1,6 @@
 """The losses of both stages, each a function of tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -34,32 +34,78 @@ def contrastive_loss(
         (), the mean of the cross-entropies in both directions over this rank's rows, in nats; its mean over
         ranks is the loss of the whole batch.
     """
-    if group is None:
-        group = torch.arange(len(image_embeds), device=image_embeds.device) + rank() * len(image_embeds)
-    groups = gather_rows(group)
+    group, groups = _own_and_all(group, image_embeds)
     images, texts = gather_rows(image_embeds), gather_rows(text_embeds)
     directions = ((image_embeds, texts), (text_embeds, images))
-    losses = [_retrieval_loss(*pair, scale, group, groups, chunk_size) for pair in directions]
+    losses = [_mean_over_rows(_cross_entropy, *pair, group, groups, chunk_size, scale) for pair in directions]
     return torch.stack(losses).mean()
 
 
-def _retrieval_loss(
-    queries: Tensor, keys: Tensor, scale: Tensor, group: Tensor, groups: Tensor, chunk_size: int
+def sigmoid_loss(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    group: Tensor | None = None,
+    chunk_size: int = 4096,
 ) -> Tensor:
-    """Mean cross-entropy of each query's (B/W, P) softmax over all keys (B, P)."""
+    """SigLIP's loss over the batch of all ranks (arXiv 2303.15343): each pair of image and text by itself.
+
+    A pair of one group is positive, any other negative; with all groups different (or None) the positives are the
+    diagonal. Longer batches go chunk by chunk, as in `contrastive_loss`.
+
+    Args:
+        image_embeds, text_embeds: (B/W, P) unit vectors of this rank, B in all.
+        scale: (), exp(logit_scale).
+        bias: (), added to each logit.
+        group: (B/W,) integers, equal where captions mean the same.
+        chunk_size: rows of logits held at once.
+
+    Returns:
+        (), the sum of −log σ(±logit) over all pairs of this rank's images with all texts, divided by B/W, in nats;
+        its mean over ranks is the loss of the whole batch, which counts each pair once.
+    """
+    group, groups = _own_and_all(group, image_embeds)
+    texts = gather_rows(text_embeds)
+    return _mean_over_rows(_binary_cross_entropy, image_embeds, texts, group, groups, chunk_size, scale, bias)
+
+
+def _own_and_all(group: Tensor | None, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(B/W,) groups of this rank's rows and (B,) of all; without any, every row is a group of its own."""
+    if group is None:
+        group = torch.arange(len(rows), device=rows.device) + rank() * len(rows)
+    return group, gather_rows(group)
+
+
+def _mean_over_rows(
+    summed: Callable[..., Tensor],
+    queries: Tensor,
+    keys: Tensor,
+    group: Tensor,
+    groups: Tensor,
+    chunk_size: int,
+    *parameters: Tensor,
+) -> Tensor:
+    """Mean over queries (B/W, P) of a loss that sums over chunks of them; each query meets all keys (B, P)."""
     if len(queries) <= chunk_size:
-        return _summed_cross_entropy(queries, keys, scale, group, groups) / len(queries)
+        return summed(queries, keys, group, groups, *parameters) / len(queries)
     total = queries.new_zeros(())
-    for part, part_group in zip(queries.split(chunk_size), group.split(chunk_size), strict=True):
-        total = total + checkpoint(
-            _summed_cross_entropy, part, keys, scale, part_group, groups, use_reentrant=False
-        )
+    for part, own in zip(queries.split(chunk_size), group.split(chunk_size), strict=True):
+        total = total + checkpoint(summed, part, keys, own, groups, *parameters, use_reentrant=False)
     return total / len(queries)
 
 
-def _summed_cross_entropy(queries: Tensor, keys: Tensor, scale: Tensor, group: Tensor, groups: Tensor) -> Tensor:
+def _cross_entropy(queries: Tensor, keys: Tensor, group: Tensor, groups: Tensor, scale: Tensor) -> Tensor:
     same = (group[:, None] == groups[None]).float()
     return F.cross_entropy(scale * queries @ keys.T, same / same.sum(1, keepdim=True), reduction="sum")
+
+
+def _binary_cross_entropy(
+    queries: Tensor, keys: Tensor, group: Tensor, groups: Tensor, scale: Tensor, bias: Tensor
+) -> Tensor:
+    logits = scale * queries @ keys.T + bias
+    same = (group[:, None] == groups[None]).to(logits)
+    return F.binary_cross_entropy_with_logits(logits, same, reduction="sum")
 
 
 PixelScale = Literal["unit", "normalized"]

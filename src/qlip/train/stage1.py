@@ -1,6 +1,6 @@
 """Stage 1: alignment and reconstruction together.
 
-α_r·MSE + α_q·L_BSQ + α_a·InfoNCE + α_z·‖sg(Ẑ) − Z‖²  (docs/paper.md section 2, eq. 3)
+α_r·MSE + α_q·L_BSQ + α_a·L_align + α_z·‖sg(Ẑ) − Z‖²  (docs/paper.md section 2, eq. 3)
 """
 
 import math
@@ -19,13 +19,14 @@ from qlip.train.balance import Balance, ratio, read_calibration
 from qlip.train.caching import Part, Terms, backward, split_batch, weighted_sum
 from qlip.train.distributed import average, world_size
 from qlip.train.flops import num_kept
-from qlip.train.losses import PixelScale, commitment_loss, contrastive_loss, pixel_mse, pixel_scale
+from qlip.train.losses import PixelScale, commitment_loss, contrastive_loss, pixel_mse, pixel_scale, sigmoid_loss
 from qlip.train.metrics import code_metrics, code_use
 from qlip.train.optim import OptimizerConfig, build_optimizer, clip_gradients, optimizer_state
 from qlip.train.parallel import ComputeConfig, Parallel, whole, whole_copy
 from qlip.train.task import check_finite, prefixed
 
 MAX_LOGIT_SCALE = math.log(100)
+SIGMOID_LOGIT_SCALE, SIGMOID_LOGIT_BIAS = math.log(10), -10.0  # where SigLIP begins
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class Stage1Config(OptimizerConfig):
         alignment_weight: α_a, of the contrastive loss.
         quantizer_weight: α_q, of the BSQ loss.
         commitment_weight: α_z.
+        contrastive: "softmax": InfoNCE, as CLIP and the paper. "sigmoid": SigLIP's loss, which looks at each pair
+            of image and text by itself. Its logit_scale begins at ln 10, whatever the model's is, and its bias at
+            −10; the bias is part of checkpoints but not of the exported model.
         pixel_scale: the MSE is of pixels in [0,1] ("unit") or of normalised ones ("normalized").
         quantize: False lets the patch features go to the decoder as they are: Recipe 2 of the paper's Table 3c.
         reconstruct_every: distance between the images of a batch that are reconstructed; 4 takes every fourth.
@@ -58,6 +62,7 @@ class Stage1Config(OptimizerConfig):
     alignment_weight: float = 1.0
     quantizer_weight: float = 1.0
     commitment_weight: float = 1.0
+    contrastive: Literal["softmax", "sigmoid"] = "softmax"
     pixel_scale: PixelScale = "unit"
     quantize: bool = True
     reconstruct_every: int = 1
@@ -69,6 +74,8 @@ class Stage1Config(OptimizerConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.contrastive not in ("softmax", "sigmoid"):
+            raise InputError(f"contrastive is {self.contrastive!r}: choose softmax or sigmoid")
         if not self.reconstruction_weight and not self.alignment_weight:
             raise InputError("reconstruction_weight and alignment_weight are both 0: nothing would be learnt")
         if not self.reconstruction_weight and self.commitment_weight:
@@ -125,8 +132,10 @@ class Stage1:
         }
         self.weights = {name: weight for name, weight in self.weights.items() if weight}
         _freeze_unused(model, config)
-        self.parallel = Parallel(_Forward(model, config), model, compute)
-        self.optimizer = build_optimizer(model, config)
+        forward = _Forward(model, config)
+        self.extra = forward.extra
+        self.parallel = Parallel(forward, model, compute)
+        self.optimizer = build_optimizer(model, config, self.extra)
         self.optimizers = [self.optimizer]
         self.balance = Balance(config.balance_smoothing, model.device)
 
@@ -160,6 +169,7 @@ class Stage1:
         values = {"loss": loss, **terms, **norms, **code_use(metrics)}
         if self.config.alignment_weight:
             values["logit_scale"] = self.model.logit_scale.detach().clone()
+        values |= {name: p.detach().clone() for name, p in self.extra.items()}
         if self.config.balance == "gradient":
             values["reconstruction_weight"] = loss.new_tensor(self.weights["reconstruction"])
         return values
@@ -188,7 +198,9 @@ class Stage1:
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor that makes the run; filling them in place restores it."""
         state = prefixed("model", self.model.state_dict())
-        state |= prefixed("optimizer", optimizer_state(self.optimizer, self.model))
+        state |= prefixed("extra", self.extra.state_dict())
+        for module in (self.model, self.extra):
+            state |= prefixed("optimizer", optimizer_state(self.optimizer, module))
         return state | prefixed("balance", self.balance.state)
 
     def snapshot(self) -> QLIP:
@@ -216,7 +228,10 @@ class Stage1:
         terms = {}
         if "alignment" in self.weights:
             embeds = rows["image_embeds"], rows["text_embeds"]
-            terms["alignment"] = contrastive_loss(*embeds, means["scale"], group)
+            if self.config.contrastive == "sigmoid":
+                terms["alignment"] = sigmoid_loss(*embeds, means["scale"], means["bias"], group)
+            else:
+                terms["alignment"] = contrastive_loss(*embeds, means["scale"], group)
         if "mean_probabilities" in means:
             probabilities = average(means["mean_probabilities"])
             terms["quantizer/codebook"] = codebook_term(probabilities, self.model.config.quantizer)
@@ -224,7 +239,11 @@ class Stage1:
 
 
 class _Forward(nn.Module):
-    """The forward pass of stage 1: everything of the model that a step uses."""
+    """The forward pass of stage 1: everything of the model that a step uses.
+
+    Attributes:
+        extra: parameters of the losses, which are trained beside the model and stay out of it.
+    """
 
     pixel_scale: Tensor
 
@@ -233,6 +252,10 @@ class _Forward(nn.Module):
         self.model, self.config = model, config
         scale = pixel_scale(model.need_image_processor().std, config.pixel_scale)
         self.register_buffer("pixel_scale", scale.to(model.device), persistent=False)
+        self.extra = nn.ParameterDict()
+        if config.alignment_weight and config.contrastive == "sigmoid":
+            nn.init.constant_(model.logit_scale, SIGMOID_LOGIT_SCALE)
+            self.extra["logit_bias"] = torch.full_like(model.logit_scale, SIGMOID_LOGIT_BIAS)
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, with_terms: bool) -> Part:
         """(B, 3, H, W) and (B, S) → `Part`; without its terms only what the batch's losses need."""
@@ -243,6 +266,8 @@ class _Forward(nn.Module):
             part.rows["image_embeds"] = model.project(cls)
             part.rows["text_embeds"] = model.encode_text(input_ids)
             part.means["scale"] = model.logit_scale.exp()
+            if "logit_bias" in self.extra:
+                part.means["bias"] = self.extra["logit_bias"].clone()
         quantized = features
         if config.quantize and (config.reconstruction_weight or config.quantizer_weight):
             latents = model.compress(features)

@@ -34,6 +34,8 @@ FP32 = {"precision": "fp32", "device": "cpu"}
 TASKS = {
     "stage1 adamw": (Stage1, Stage1Config(lr=1e-3, layer_decay=0.8), {}),
     "stage1 lamb": (Stage1, Stage1Config(optimizer="lamb", lr=1e-3, vision_lr=2e-3), {}),
+    "stage1 muon": (Stage1, Stage1Config(optimizer="muon", lr=1e-3, layer_decay=0.8), {}),
+    "stage1 sigmoid": (Stage1, Stage1Config(contrastive="sigmoid", lr=1e-3), {"micro_batch_size": 4}),
     "stage1 parts": (
         Stage1,
         Stage1Config(lr=1e-3, reconstruct_every=2),
