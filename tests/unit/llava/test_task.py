@@ -103,7 +103,7 @@ def test_the_first_stage_trains_the_projector_alone(files):
 def test_the_eye_stays_and_the_rates_are_each_its_own(files):
     model, dataset = made(files)
     before = {name: p.clone() for name, p in model.model.vision_tower.state_dict().items()}
-    task = task_of(model, projector_lr=1e-4)
+    task = task_of(model, projector_lr=1e-4, optimizer="muon")
     assert {group["name"]: group["lr"] for group in task.optimizer.param_groups} == {
         "projector": 1e-4,
         "llm": 1e-3,

@@ -114,15 +114,18 @@ def test_captions_are_drawn_and_labels_given(dataset):
         check_columns(type("Rows", (), {"columns": ("key", "caption")}), None)
 
 
-def test_parts_and_recomputation_change_nothing(dataset):
+@pytest.mark.parametrize("optimizer", ("adamw", "muon"))
+def test_parts_and_recomputation_change_nothing(dataset, optimizer):
     batch = next(training_batches(dataset, Reader(), 0.3, 8))
     settings = [{}, {"micro_batch_size": 2, "recompute": True}]
-    tasks = [T2ITask(small_t2i(), AdamWConfig(), replace(FP32, **s), 8) for s in settings]
+    tasks = [T2ITask(small_t2i(), AdamWConfig(optimizer), replace(FP32, **s), 8) for s in settings]
     first, second = (task.step(batch, 1) for task in tasks)
     for name, value in first.items():
         assert abs(float(value - second[name])) < 1e-5, name
     for (name, one), other in zip(tasks[0].model.named_parameters(), tasks[1].model.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=1e-6, msg=name)
+    matrix = "optimizer.lm.layers.0.mlp.up_proj.weight.momentum_buffer"
+    assert (matrix in tasks[0].state_dict()) == (optimizer == "muon")
 
 
 def test_held_out_bits_are_the_models_own(dataset):

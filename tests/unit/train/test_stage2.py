@@ -19,7 +19,7 @@ def moved(model, before):
 
 
 @pytest.mark.parametrize("freeze_ids", (False, True))
-@pytest.mark.parametrize("optimizer", ("adamw", "lamb"))
+@pytest.mark.parametrize("optimizer", ("adamw", "lamb", "muon"))
 def test_what_is_frozen_does_not_move_bit_for_bit(small_model, freeze_ids, optimizer):
     before = {name: p.detach().clone() for name, p in small_model.named_parameters()}
     data = batch(small_model)
