@@ -17,7 +17,9 @@ def gradients(task_class, config, **compute) -> tuple[dict, dict]:
     model = build_model()
     task = task_class(model, config, ComputeConfig(precision="fp32", device="cpu", **compute), BATCH_SIZE)
     values = task.step(global_batch(model, 1) | {"keys": [""] * BATCH_SIZE}, 1)
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, values
+    modules = [model, task.extra] if task_class is Stage1 else [model]
+    named = [parameter for module in modules for parameter in module.named_parameters()]
+    return {name: p.grad for name, p in named if p.grad is not None}, values
 
 
 def assert_same(parts: dict, whole: dict) -> None:
@@ -28,11 +30,14 @@ def assert_same(parts: dict, whole: dict) -> None:
 
 
 @pytest.mark.parametrize("part_size", (8, 4, 1))
-def test_stage1_in_parts_has_the_gradient_of_one_pass(part_size):
-    config = Stage1Config(grad_clip=float("inf"), quantizer_weight=50.0, alignment_weight=20.0)
+@pytest.mark.parametrize("contrastive", ("softmax", "sigmoid"))
+def test_stage1_in_parts_has_the_gradient_of_one_pass(part_size, contrastive):
+    weights = {"quantizer_weight": 50.0, "alignment_weight": 20.0}
+    config = Stage1Config(grad_clip=float("inf"), contrastive=contrastive, **weights)
     whole, values = gradients(Stage1, config)
     parts, values_of_parts = gradients(Stage1, config, micro_batch_size=part_size)
     assert whole.keys() == parts.keys() and len(whole) > 50
+    assert ("logit_bias" in whole) == (contrastive == "sigmoid")
     assert_same(parts, whole)
     for name in values.keys() - {"distinct_tokens"}:
         torch.testing.assert_close(values_of_parts[name], values[name], rtol=1e-4, atol=1e-5)

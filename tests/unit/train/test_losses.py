@@ -1,9 +1,13 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from transformers import SiglipConfig, SiglipModel
 
-from qlip.train.losses import commitment_loss, contrastive_loss, pixel_mse
+from qlip.train.losses import commitment_loss, contrastive_loss, pixel_mse, sigmoid_loss
 
 
 def embeddings(size, dim=16, dtype=torch.float64):
@@ -47,19 +51,59 @@ def test_a_perfect_model_does_not_fight_itself_over_equal_captions():
     assert perfect.grad.abs().max() < 1e-5
 
 
+def test_the_sigmoid_loss_is_that_of_transformers():
+    """Its value and the gradients of scale, bias and embeddings."""
+    torch.manual_seed(0)
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text, vision = tower | {"vocab_size": 50}, tower | {"image_size": 8, "patch_size": 4}
+    siglip = SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).eval()
+    nn.init.constant_(siglip.logit_scale, math.log(10))
+    nn.init.constant_(siglip.logit_bias, -10)
+    ids, pixels = torch.randint(1, 50, (6, 5)), torch.randn(6, 3, 8, 8)
+    out = siglip(input_ids=ids, pixel_values=pixels, return_loss=True)
+    scale, bias = siglip.logit_scale.exp().squeeze(), siglip.logit_bias.squeeze()
+    loss = sigmoid_loss(out.image_embeds, out.text_embeds, scale, bias)
+    torch.testing.assert_close(loss, out.loss)
+    parameters = [p for p in siglip.parameters() if p.requires_grad]
+    gradients = (torch.autograd.grad(x, parameters, retain_graph=True) for x in (loss, out.loss))
+    torch.testing.assert_close(*gradients)
+
+
+def test_in_the_sigmoid_loss_all_pairs_of_a_group_are_positive():
+    images, texts = embeddings(5)
+    group, expected = [3, 8, 3, 1, 3], 0.0
+    for image, own in zip(images.detach().numpy(), group, strict=True):
+        for words, other in zip(texts.detach().numpy(), group, strict=True):
+            logit = 7 * image @ words - 2
+            expected += np.log1p(np.exp(-logit if own == other else logit)) / 5
+    loss = sigmoid_loss(images, texts, torch.tensor(7.0), torch.tensor(-2.0), torch.tensor(group))
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def softmax(images, texts, scale, group=None, **settings):
+    return contrastive_loss(images, texts, scale, group, **settings)
+
+
+def sigmoid(images, texts, scale, group=None, **settings):
+    """With the bias of scale 9 near −3, so that the scale's gradient is that of both."""
+    return sigmoid_loss(images, texts, scale, -scale / 3, group, **settings)
+
+
 @pytest.mark.parametrize("chunk_size", (1, 4, 5, 100))
-def test_chunks_have_the_value_and_gradients_of_all_logits_at_once(chunk_size):
+@pytest.mark.parametrize("kind", (softmax, sigmoid))
+def test_chunks_have_the_value_and_gradients_of_all_logits_at_once(kind, chunk_size):
     """12 rows: chunks of 1, of 4, of 5 with a rest of 2, and one of all."""
     results = []
     for size in (12, chunk_size):
         embeds, scale = embeddings(12), torch.tensor(9.0, dtype=torch.float64, requires_grad=True)
-        loss = contrastive_loss(*embeds, scale, torch.arange(12) % 5, chunk_size=size)
+        loss = kind(*embeds, scale, torch.arange(12) % 5, chunk_size=size)
         results.append((loss, *torch.autograd.grad(loss, (embeds, scale))))
     torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("chunk_size", (64, 512))
-def test_never_more_than_a_chunk_of_logits_is_held(chunk_size):
+@pytest.mark.parametrize("kind", (softmax, sigmoid))
+def test_never_more_than_a_chunk_of_logits_is_held(kind, chunk_size):
     """Of all tensors that autograd saves or the loss makes, none is larger than a chunk's logits."""
     largest = 0
 
@@ -74,7 +118,7 @@ def test_never_more_than_a_chunk_of_logits_is_held(chunk_size):
 
     embeds = embeddings(512, 8, torch.float32)
     with Sizes():
-        contrastive_loss(*embeds, torch.tensor(10.0), chunk_size=chunk_size).backward()
+        kind(*embeds, torch.tensor(10.0), chunk_size=chunk_size).backward()
     assert largest == chunk_size * 512
 
 

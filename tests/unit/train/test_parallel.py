@@ -22,7 +22,7 @@ from qlip.train.distributed import (
     rank,
     world_size,
 )
-from qlip.train.losses import contrastive_loss
+from qlip.train.losses import contrastive_loss, sigmoid_loss
 from qlip.train.parallel import ComputeConfig
 from qlip.train.stage1 import Stage1, Stage1Config
 from qlip.train.stage2 import Stage2, Stage2Config
@@ -34,8 +34,11 @@ FP32 = {"precision": "fp32", "device": "cpu"}
 TASKS = {
     "stage1 adamw": (Stage1, Stage1Config(lr=1e-3, layer_decay=0.8), {}),
     "stage1 lamb": (Stage1, Stage1Config(optimizer="lamb", lr=1e-3, vision_lr=2e-3), {}),
-    "stage1 muon": (Stage1, Stage1Config(optimizer="muon", lr=1e-3, layer_decay=0.8), {}),
-    "stage1 sigmoid": (Stage1, Stage1Config(contrastive="sigmoid", lr=1e-3), {"micro_batch_size": 4}),
+    "stage1 muon sigmoid": (
+        Stage1,
+        Stage1Config(optimizer="muon", contrastive="sigmoid", lr=1e-3, layer_decay=0.8),
+        {"micro_batch_size": 4},
+    ),
     "stage1 parts": (
         Stage1,
         Stage1Config(lr=1e-3, reconstruct_every=2),
@@ -94,7 +97,8 @@ def losses_with_gather() -> dict[str, torch.Tensor]:
     weight = torch.eye(8).requires_grad_()
     share = slice(rank() * BATCH_SIZE // world_size(), (rank() + 1) * BATCH_SIZE // world_size())
     images, texts = (part[share] @ weight for part in embeds)
-    loss = contrastive_loss(images, texts, torch.tensor(10.0), torch.arange(BATCH_SIZE)[share] % 5)
+    scale, bias, group = torch.tensor(10.0), torch.tensor(-3.0), torch.arange(BATCH_SIZE)[share] % 5
+    loss = contrastive_loss(images, texts, scale, group) + sigmoid_loss(images, texts, scale, bias, group)
     loss = loss + average(images.mean(0)).pow(3).sum()
     loss.backward()
     module = torch.nn.Linear(1, 1)

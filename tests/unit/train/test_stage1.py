@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 
@@ -66,6 +67,35 @@ def test_it_learns_to_rebuild_and_to_align(small_model):
     assert last["alignment"] < first["alignment"] - 0.3  # towards ln 4, its floor with four of each caption
     assert last["alignment"] >= math.log(4) - 1e-3
     assert all(p.grad is not None and p.grad.isfinite().all() for p in small_model.parameters())
+
+
+def test_it_learns_to_align_by_the_sigmoid_loss(small_model):
+    before = set(small_model.state_dict())
+    task = Stage1(small_model.train(), Stage1Config(contrastive="sigmoid", optimizer="muon", lr=5e-3), CPU, 8)
+    assert small_model.logit_scale.item() == pytest.approx(math.log(10))
+    data = batch(small_model)
+    first = task.step(data, 1)
+    for step in range(2, 16):
+        last = task.step(data, step)
+    assert first["alignment"] > 8  # half of the 64 pairs are positives, with logits near −10
+    assert last["alignment"] < first["alignment"] / 2
+    assert last["reconstruction"] < first["reconstruction"] / 3
+    assert last["logit_scale"] > first["logit_scale"] and last["logit_bias"] > first["logit_bias"] > -10.01
+    assert set(task.snapshot().state_dict()) == before
+
+
+def test_a_run_with_bias_and_muon_goes_on_exactly(small_model):
+    config, twin = Stage1Config(contrastive="sigmoid", optimizer="muon"), copy.deepcopy(small_model)
+    task, data = Stage1(small_model, config, FP32, 8), batch(small_model)
+    task.step(data, 1)
+    resumed = Stage1(twin, config, FP32, 8)
+    saved = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+    assert {"extra.logit_bias", "optimizer.logit_bias.exp_avg"} < saved.keys()
+    for name, tensor in resumed.state_dict().items():
+        tensor.copy_(saved[name])
+    values = [each.step(data, 2) for each in (task, resumed)]
+    assert values[0] == values[1]
+    assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in task.state_dict().items())
 
 
 def test_logit_scale_is_clamped(small_model):
@@ -222,6 +252,7 @@ def test_a_loss_that_is_not_finite_moves_nothing(small_model, term):
         ({"drop_tokens": 1.0, "reconstruct_every": 2}, "drop_tokens is 1.0"),
         ({"drop_tokens": 0.5}, "set reconstruct_every above 1"),
         ({"reconstruct_every": 2, "alignment_weight": 0.0}, "neither weight may be 0"),
+        ({"contrastive": "hinge"}, "contrastive is 'hinge': choose softmax or sigmoid"),
     ),
 )
 def test_combinations_that_cannot_be_are_named(changes, message):
