@@ -50,6 +50,7 @@ OPTIONAL = {  # the one file or folder, or the few, that may import it
         "integrations/transformers/",
         "llava/model.py",
         "t2i/transformers_reader.py",
+        "jobs/vision_model.py",
         "eval/clip_score.py",
     ),
     "peft": "llava/task.py",

@@ -1,4 +1,4 @@
-"""Commands of text to image: draw pictures, compute features of captions."""
+"""Commands of text to image: draw pictures, compute features of captions; and features of images."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from qlip.cli.options import Device, Json, count_pictures, print_json, say, track
+from qlip.cli.options import Device, Json, count_pictures, finish, print_json, say, track
 from qlip.errors import InputError
 
 
@@ -79,10 +79,15 @@ def generate(
 
 
 def features(
-    tokens: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH…")],
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH…")],
     /,
     *,
     out: Path,
+    vision: str | None = None,
+    grid: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="ROWS COLUMNS")] = None,
+    batch_size: int = 32,
+    num_workers: int = 0,
+    compile: bool = False,
     condition: str = "google/flan-t5-xl",
     num_text_tokens: int = 120,
     tokenizer: str | None = None,
@@ -90,23 +95,40 @@ def features(
     classes: Path | None = None,
     device: Device = "auto",
 ) -> int:
-    """Compute what an encoder makes of the captions of token files, once, for `qlip train t2i-… --features`.
+    """Compute features once: of captions for `qlip train t2i-… --features`, or of images for `--teacher`.
 
     Args:
-        tokens: Token files, and folders of them, with captions.
-        out: The new file, .safetensors; it must fit into memory, so give a file for each of many token files.
+        sources: Token files with captions, and folders of them; with --vision sources of images, see docs/data.md.
+        out: The new file, .safetensors. Features of captions must fit into memory, so give a file for each of many
+            token files. With --vision a file that is there is completed.
+        vision: Compute features of images with this vision model of `transformers`: a folder or hub id.
+        grid: Of the vision model keep the grid of features, too, average-pooled to these rows and columns.
+        batch_size: Images at once.
+        num_workers: Processes that decode images; 0: this one.
+        compile: Compile the vision model, which takes a minute.
         condition: qlip for the tokenizer's text tower, or an encoder of `transformers`.
         num_text_tokens: The most of a caption that is read.
         tokenizer: Whose text tower; default: the one that the token files name.
-        dtype: Of the features in the file.
-        classes: JSON file of class names, if pictures have labels and no captions.
+        dtype: Of the features of captions in the file; those of images are float16.
+        classes: JSON file of class names, if images of token files have labels and no captions.
     """
     import torch
 
+    if vision is not None:
+        if tokenizer or classes:
+            raise InputError("--tokenizer and --classes are of captions: leave them out with --vision")
+        from qlip.jobs.vision_features import compute_vision_features
+
+        settings = (grid, batch_size, num_workers, compile, device, track("looking"))
+        num_done, faults = compute_vision_features(sources, out, vision, *settings)
+        say(f"features of {num_done:,} images in {out}")
+        return finish(num_done, [f"{fault.key}: {fault.reason}" for fault in faults], strict=False)
+    if grid or compile:
+        raise InputError("--grid and --compile are of images: name a vision model with --vision")
     from qlip.jobs.features import compute_features
 
     count = compute_features(
-        tokens,
+        [Path(source) for source in sources],
         out,
         condition,
         num_text_tokens,
