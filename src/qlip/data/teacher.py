@@ -54,8 +54,8 @@ class Teacher:
     @classmethod
     def from_metadata(cls, metadata: dict[str, str]) -> "Teacher":
         """The inverse of `to_metadata`."""
-        fields = json.loads(metadata["teacher"])
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        fields: dict[str, Any] = json.loads(metadata["teacher"])
+        return cls(**fields | {name: tuple(fields[name]) for name in ("image_size", "grid")})
 
     def tensors(self, count: int) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Type and shape of each tensor of a file with `count` rows."""
@@ -204,20 +204,18 @@ class TeacherFiles:
             image: encoded.
 
         Returns:
-            `teacher` (C,) and, where the files have it, `teacher_grid` (H, W, C'); all 0 if the files do not have
-            the image.
+            `teacher/pooled` (C,) and, where the files have it, `teacher/grid` (H, W, C'); all 0 if the files do
+            not have the image.
         """
         row = self._row(image)
         if row is None:
-            shapes = self.teacher.tensors(1).items()
-            found = {name: torch.zeros(shape[1:], dtype=torch.float16) for name, (_, shape) in shapes}
+            shapes = {name: shape[1:] for name, (_, shape) in self.teacher.tensors(1).items() if name != "hashes"}
+            found = {name: torch.zeros(shape, dtype=torch.float16) for name, shape in shapes.items()}
         else:
             number = int(np.searchsorted(self._ends, row, "right"))
             start = int(self._ends[number - 1]) if number else 0
             found = self._files[number].read(row - start)
-        return {
-            name: found[own] for name, own in (("teacher", "pooled"), ("teacher_grid", "grid")) if own in found
-        }
+        return {f"teacher/{name}": value for name, value in found.items()}
 
     def _row(self, image: bytes) -> int | None:
         wanted = hash_image(image)

@@ -84,10 +84,8 @@ class VisionModel:
         states = output.last_hidden_state
         pooled = getattr(output, "pooler_output", None) if self._has_pooler else None
         grid, num_before = self._grid(states, pixel_values.shape[2:])
-        if pooled is None and (grid is None or num_before):
-            pooled = states[:, 0]
-        elif pooled is None and grid is not None:
-            pooled = grid.mean((2, 3))
+        if pooled is None:
+            pooled = states[:, 0] if grid is None or num_before else grid.mean((2, 3))
         return pooled.flatten(1), grid
 
     def _grid(self, states: Tensor, size: Sequence[int]) -> tuple[Tensor | None, int]:

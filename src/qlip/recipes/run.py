@@ -23,6 +23,7 @@ from qlip.data.loader import TrainingSet, batches
 from qlip.data.samples import Fault, Samples, evenly, readable
 from qlip.data.sources import open_samples
 from qlip.data.stream import Stream
+from qlip.data.teacher import TeacherFiles
 from qlip.errors import InputError, one_line
 from qlip.eval.pictures import reconstruction_grid
 from qlip.eval.reconstruction import Distance, reconstruction
@@ -41,6 +42,8 @@ from qlip.train.task import Task
 from qlip.train.trackers import require
 
 logger = logging.getLogger("qlip")
+
+NUM_LOOKED_AT = 500  # samples of which the teacher's share is measured
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,10 @@ class TrainRecipe(ComputeConfig):
     def build_task(self, model: QLIP) -> Task:
         """What `fit` trains."""
         raise NotImplementedError
+
+    def open_teacher(self) -> TeacherFiles | None:
+        """The features that training learns to predict; None: no such."""
+        return None
 
     def flops_per_image(self, model: QLIP, text_length: int) -> float:
         """Of training, for the log."""
@@ -253,7 +260,28 @@ def _prepare(recipe: TrainRecipe, device: torch.device, run: Path | None) -> tup
 def _training_set(recipe: TrainRecipe, model: QLIP, data: Data) -> TrainingSet:
     transform = _Transform(model.need_image_processor(), recipe.data.crop_scale)
     captioner = data.captioner if recipe.stage == 1 else None
-    return TrainingSet(data.train, transform, captioner, recipe.seed, _buckets(recipe.data, model, data))
+    buckets, teacher = _buckets(recipe.data, model, data), recipe.open_teacher()
+    if teacher is not None:
+        _report_coverage(teacher, data.train)
+    return TrainingSet(data.train, transform, captioner, recipe.seed, buckets, teacher)
+
+
+def _report_coverage(teacher: TeacherFiles, samples: Samples | Stream) -> None:
+    """Log how many training images the teacher has features of, measured on some of them.
+
+    Raises:
+        InputError: it has features of none.
+    """
+    some = (sample for sample in _some(samples, NUM_LOOKED_AT) if not isinstance(sample, Fault))
+    found = [sample["image"] in teacher for sample in some]
+    name = teacher.teacher.model
+    if not any(found):
+        raise InputError(
+            f"teacher {name} has features of none of {len(found)} training images: compute those of this data, "
+            "`qlip features --vision`"
+        )
+    share = 100 * sum(found) / len(found)
+    logger.info("teacher %s: features of %.0f%% of the training images (of %d)", name, share, len(found))
 
 
 def _buckets(config: DataConfig, model: QLIP, data: Data) -> Buckets | None:
@@ -320,14 +348,9 @@ def _record(recipe: TrainRecipe, model: QLIP, num_samples: int | None, out: Path
 def _good(samples: Samples | Stream, count: int, max_skipped_share: float) -> list[dict]:
     """At most `count` samples, evenly spread, or the first of a stream, without those that cannot be used."""
     Journal(samples, max_skipped_share)  # its files
-    found: Iterable[dict | Fault]
-    if isinstance(samples, Stream):
-        found = islice(samples, count)
-    else:
-        found = readable(samples, evenly(len(samples), count))
     good: list[dict] = []
     faults: list[Fault] = []
-    for sample in found:
+    for sample in _some(samples, count):
         if isinstance(sample, Fault):
             faults.append(sample)
             continue
@@ -338,3 +361,10 @@ def _good(samples: Samples | Stream, count: int, max_skipped_share: float) -> li
             faults.append(Fault(sample["key"], str(error)))
     Journal([{}] * (len(good) + len(faults)), max_skipped_share).skip(faults)
     return good
+
+
+def _some(samples: Samples | Stream, count: int) -> Iterable[dict | Fault]:
+    """At most `count` samples, evenly spread, or the first of a stream."""
+    if isinstance(samples, Stream):
+        return islice(samples, count)
+    return readable(samples, evenly(len(samples), count))

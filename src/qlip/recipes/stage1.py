@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
+from qlip.data.teacher import TeacherFiles
 from qlip.errors import InputError
 from qlip.model.config import PRESETS, QLIPConfig
 from qlip.model.image import ImageProcessor
@@ -45,12 +46,15 @@ class Recipe(TrainRecipe):
         init: weights to begin with.
         vocabulary: folder with CLIP's vocab.json and merges.txt, or a tokenizer.json; None: learnt from
             the captions.
+        teacher: files of `qlip features --vision` with a vision model's features of the training images, which the
+            encoder learns to predict. They may hold a part of the images; the others go without.
         task: loss weights and optimizer.
     """
 
     model: QLIPConfig = field(default_factory=lambda: PRESETS["tiny"])
     init: InitConfig = field(default_factory=InitConfig)
     vocabulary: Path | None = None
+    teacher: tuple[Path, ...] = ()
     task: Annotated[Stage1Config, tyro.conf.arg(name="")] = field(default_factory=Stage1Config)
 
     def __post_init__(self):
@@ -58,6 +62,8 @@ class Recipe(TrainRecipe):
         with_words = self.init.text or (self.init.vision and self.init.vision_source == "eva-clip")
         if with_words and self.vocabulary is None:
             raise InputError("init brings CLIP's text tower: name the vocabulary that it reads with --vocabulary")
+        if self.teacher and self.data.buckets:
+            raise InputError("a teacher and buckets do not go together: leave one of them out")
 
     @property
     def stage(self) -> int:
@@ -92,7 +98,12 @@ class Recipe(TrainRecipe):
 
     def build_task(self, model: QLIP) -> Stage1:
         """Stage 1."""
-        return Stage1(model, self.task, self, self.batch_size)
+        files = self.open_teacher()
+        return Stage1(model, self.task, self, self.batch_size, files.teacher if files is not None else None)
+
+    def open_teacher(self) -> TeacherFiles | None:
+        """The files that `teacher` names, unless their loss has no weight."""
+        return TeacherFiles(self.teacher) if self.teacher and self.task.teacher_weight else None
 
     def flops_per_image(self, model: QLIP, text_length: int) -> float:
         """Of the towers that the recipe trains."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from qlip.train.distributed import gather_rows, rank
+from qlip.train.distributed import average, gather_rows, rank
 
 
 def contrastive_loss(
@@ -140,3 +140,31 @@ def commitment_loss(features: Tensor, quantized_features: Tensor) -> Tensor:
         () float32.
     """
     return F.mse_loss(features.float(), quantized_features.detach().float())
+
+
+def teacher_loss(predicted: Tensor, target: Tensor, share: Tensor) -> Tensor:
+    """Cosine distance between predicted and a teacher's features, as a weighted mean over samples.
+
+    Args:
+        predicted: (B, …, C).
+        target: (B, …, C), the teacher's; all 0 where it has none.
+        share: (B,) weight of each sample; see `teacher_shares`.
+
+    Returns:
+        () float32.
+    """
+    distance = 1 - F.cosine_similarity(predicted.float(), target.float(), dim=-1)
+    return (distance.flatten(1).mean(1) * share).mean() if distance.ndim > 1 else (distance * share).mean()
+
+
+def teacher_shares(target: Tensor) -> Tensor:
+    """Weights that make a mean over all samples one over those that have a teacher's feature, on all ranks.
+
+    Args:
+        target: (B/W, C) of this rank, all 0 where there is none; B samples in all.
+
+    Returns:
+        (B/W,) float32: B / (number of samples with a feature) for these, 0 for the others.
+    """
+    known = target.any(1).float()
+    return known / average(known.mean()).clamp(min=torch.finfo(torch.float32).tiny)

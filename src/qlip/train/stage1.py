@@ -1,6 +1,8 @@
 """Stage 1: alignment and reconstruction together.
 
 α_r·MSE + α_q·L_BSQ + α_a·L_align + α_z·‖sg(Ẑ) − Z‖²  (docs/paper.md section 2, eq. 3)
+
+With a teacher, beyond the paper: + α_t·(1 − cos(linear(CLS), teacher's pooled feature)), and the same of the grid.
 """
 
 import math
@@ -12,14 +14,25 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from qlip.data.teacher import Teacher
 from qlip.errors import InputError
+from qlip.model.config import Grid
 from qlip.model.qlip import QLIP
 from qlip.model.quantizer import codebook_term, token_terms
 from qlip.train.balance import Balance, ratio, read_calibration
 from qlip.train.caching import Part, Terms, backward, split_batch, weighted_sum
 from qlip.train.distributed import average, world_size
 from qlip.train.flops import num_kept
-from qlip.train.losses import PixelScale, commitment_loss, contrastive_loss, pixel_mse, pixel_scale, sigmoid_loss
+from qlip.train.losses import (
+    PixelScale,
+    commitment_loss,
+    contrastive_loss,
+    pixel_mse,
+    pixel_scale,
+    sigmoid_loss,
+    teacher_loss,
+    teacher_shares,
+)
 from qlip.train.metrics import code_metrics, code_use
 from qlip.train.optim import OptimizerConfig, build_optimizer, clip_gradients, optimizer_state
 from qlip.train.parallel import ComputeConfig, Parallel, whole, whole_copy
@@ -44,6 +57,7 @@ class Stage1Config(OptimizerConfig):
         contrastive: "softmax": InfoNCE, as CLIP and the paper. "sigmoid": SigLIP's loss, which looks at each pair
             of image and text by itself. Its logit_scale begins at ln 10, whatever the model's is, and its bias at
             −10; the bias is part of checkpoints but not of the exported model.
+        teacher_weight: α_t, of the cosine distance to a teacher's features, where the run has a teacher.
         pixel_scale: the MSE is of pixels in [0,1] ("unit") or of normalised ones ("normalized").
         quantize: False lets the patch features go to the decoder as they are: Recipe 2 of the paper's Table 3c.
         reconstruct_every: distance between the images of a batch that are reconstructed; 4 takes every fourth.
@@ -63,6 +77,7 @@ class Stage1Config(OptimizerConfig):
     quantizer_weight: float = 1.0
     commitment_weight: float = 1.0
     contrastive: Literal["softmax", "sigmoid"] = "softmax"
+    teacher_weight: float = 1.0
     pixel_scale: PixelScale = "unit"
     quantize: bool = True
     reconstruct_every: int = 1
@@ -89,9 +104,7 @@ class Stage1Config(OptimizerConfig):
         if not 0 <= self.drop_tokens < 1:
             raise InputError(f"drop_tokens is {self.drop_tokens}: it must be a share in [0, 1)")
         if self.drop_tokens and self.reconstruct_every == 1:
-            raise InputError(
-                "drop_tokens is for images that are not reconstructed: set reconstruct_every above 1"
-            )
+            raise InputError("drop_tokens is for images that are not reconstructed: set reconstruct_every above 1")
         if self.reconstruct_every > 1 and not (self.reconstruction_weight and self.alignment_weight):
             raise InputError("reconstruct_every leaves images to alignment alone: neither weight may be 0")
         if not 0 <= self.balance_smoothing < 1:
@@ -105,7 +118,14 @@ class Stage1Config(OptimizerConfig):
 class Stage1:
     """The task: owns the model, its losses and its optimizer."""
 
-    def __init__(self, model: QLIP, config: Stage1Config, compute: ComputeConfig, batch_size: int):
+    def __init__(
+        self,
+        model: QLIP,
+        config: Stage1Config,
+        compute: ComputeConfig,
+        batch_size: int,
+        teacher: Teacher | None = None,
+    ):
         """Prepare optimizer and processes.
 
         Args:
@@ -113,12 +133,16 @@ class Stage1:
             config: weights and optimizer.
             compute: how a step is computed.
             batch_size: samples of a step, over all processes.
+            teacher: whose features batches have; None, or a weight of 0, trains without.
 
         Raises:
-            InputError: a combination that cannot be: of widths, of a batch and its parts.
+            InputError: a combination that cannot be: of widths, of a batch and its parts, of grids.
         """
+        teacher = teacher if config.teacher_weight else None
         self.num_parts = compute.num_parts(batch_size)
         _check(model, config, self.num_parts, batch_size)
+        if teacher:
+            _check_grid(model, teacher)
         self.model, self.config = model, config
         alpha = config.reconstruction_weight
         if config.calibration:
@@ -131,8 +155,10 @@ class Stage1:
             "commitment": config.commitment_weight,
         }
         self.weights = {name: weight for name, weight in self.weights.items() if weight}
+        if teacher:
+            self.weights |= {f"teacher/{name}": config.teacher_weight for name in _target_widths(teacher)}
         _freeze_unused(model, config)
-        forward = _Forward(model, config)
+        forward = _Forward(model, config, teacher)
         self.extra = forward.extra
         self.parallel = Parallel(forward, model, compute)
         self.optimizer = build_optimizer(model, config, self.extra)
@@ -143,7 +169,8 @@ class Stage1:
         """One optimizer step.
 
         Args:
-            batch: this rank's pixel_values, input_ids, group, keys; see `qlip.data.loader.batches`.
+            batch: this rank's pixel_values, input_ids, group, keys, and a teacher's features where the task has
+                one; see `qlip.data.loader.batches`.
             step: its number, from 1.
 
         Returns:
@@ -169,7 +196,8 @@ class Stage1:
         values = {"loss": loss, **terms, **norms, **code_use(metrics)}
         if self.config.alignment_weight:
             values["logit_scale"] = self.model.logit_scale.detach().clone()
-        values |= {name: p.detach().clone() for name, p in self.extra.items()}
+        if self.extra.logit_bias is not None:
+            values["logit_bias"] = self.extra.logit_bias.detach().clone()
         if self.config.balance == "gradient":
             values["reconstruction_weight"] = loss.new_tensor(self.weights["reconstruction"])
         return values
@@ -209,8 +237,11 @@ class Stage1:
 
     def _parts(self, batch: dict[str, Any]) -> tuple[list[dict[str, Any]], Tensor]:
         """The batch in the parts that are computed at once, and its samples' groups."""
-        parts = split_batch({name: batch[name] for name in ("pixel_values", "input_ids")}, self.num_parts)
-        return parts, batch["group"].to(self.model.device)
+        used = {name: batch[name] for name in ("pixel_values", "input_ids")}
+        if self.extra.heads:
+            used |= {f"teacher/{name}": batch[f"teacher/{name}"] for name in self.extra.heads}
+            used["teacher/share"] = teacher_shares(batch["teacher/pooled"].to(self.model.device))
+        return split_batch(used, self.num_parts), batch["group"].to(self.model.device)
 
     def _backward(self, parts: list, group: Tensor, weights: dict[str, float]) -> tuple[Terms, Terms]:
         """Gradient of the weighted losses of the whole batch, averaged over ranks."""
@@ -220,8 +251,7 @@ class Stage1:
         return result
 
     def _forward(self, batch: dict[str, Any], with_terms: bool) -> Part:
-        device = self.model.device
-        return self.parallel(batch["pixel_values"].to(device), batch["input_ids"].to(device), with_terms)
+        return self.parallel({name: value.to(self.model.device) for name, value in batch.items()}, with_terms)
 
     def _combine(self, group: Tensor, rows: Terms, means: Terms) -> Terms:
         """The losses that look at the batch as a whole."""
@@ -242,32 +272,32 @@ class _Forward(nn.Module):
     """The forward pass of stage 1: everything of the model that a step uses.
 
     Attributes:
-        extra: parameters of the losses, which are trained beside the model and stay out of it.
+        extra: parameters that the losses train beside the model; they are no part of it.
     """
 
     pixel_scale: Tensor
 
-    def __init__(self, model: QLIP, config: Stage1Config):
+    def __init__(self, model: QLIP, config: Stage1Config, teacher: Teacher | None = None):
         super().__init__()
         self.model, self.config = model, config
         scale = pixel_scale(model.need_image_processor().std, config.pixel_scale)
         self.register_buffer("pixel_scale", scale.to(model.device), persistent=False)
-        self.extra = nn.ParameterDict()
-        if config.alignment_weight and config.contrastive == "sigmoid":
-            nn.init.constant_(model.logit_scale, SIGMOID_LOGIT_SCALE)
-            self.extra["logit_bias"] = torch.full_like(model.logit_scale, SIGMOID_LOGIT_BIAS)
+        self.teacher = teacher
+        self.extra = _Extra(model, config, teacher).to(model.device)
 
-    def forward(self, pixel_values: Tensor, input_ids: Tensor, with_terms: bool) -> Part:
-        """(B, 3, H, W) and (B, S) → `Part`; without its terms only what the batch's losses need."""
+    def forward(self, batch: dict[str, Tensor], with_terms: bool) -> Part:
+        """A part of a batch → `Part`; without its terms only what the batch's losses need."""
         model, config = self.model, self.config
+        pixel_values, input_ids = batch["pixel_values"], batch["input_ids"]
         part = Part({}, {}, {}, {})
+        chosen = slice(None, None, config.reconstruct_every)
         cls, features = self._encode(pixel_values)
         if config.alignment_weight:
             part.rows["image_embeds"] = model.project(cls)
             part.rows["text_embeds"] = model.encode_text(input_ids)
             part.means["scale"] = model.logit_scale.exp()
-            if "logit_bias" in self.extra:
-                part.means["bias"] = self.extra["logit_bias"].clone()
+            if self.extra.logit_bias is not None:
+                part.means["bias"] = self.extra.logit_bias.clone()
         quantized = features
         if config.quantize and (config.reconstruction_weight or config.quantizer_weight):
             latents = model.compress(features)
@@ -283,8 +313,17 @@ class _Forward(nn.Module):
                 part.terms["commitment"] = commitment_loss(features, quantized)
         if with_terms and config.reconstruction_weight:
             pixels = model.vision_decoder(quantized, model.grid_of(pixel_values))
-            originals = pixel_values[:: config.reconstruct_every]
-            part.terms["reconstruction"] = pixel_mse(pixels, originals, self.pixel_scale)
+            part.terms["reconstruction"] = pixel_mse(pixels, pixel_values[chosen], self.pixel_scale)
+        if with_terms and self.teacher:
+            share = batch["teacher/share"]
+            part.terms["teacher/pooled"] = teacher_loss(
+                self.extra.heads["pooled"](cls), batch["teacher/pooled"], share
+            )
+            if "grid" in self.extra.heads:
+                predicted = self.extra.heads["grid"](
+                    _pool(features, model.grid_of(pixel_values), self.teacher.grid)
+                )
+                part.terms["teacher/grid"] = teacher_loss(predicted, batch["teacher/grid"][chosen], share[chosen])
         return part
 
     def _encode(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
@@ -303,6 +342,38 @@ class _Forward(nn.Module):
         return cls.flatten(0, 1), whole[:, 1:]
 
 
+class _Extra(nn.Module):
+    """What the losses train beside the model: the sigmoid's bias, and heads that predict a teacher's features."""
+
+    def __init__(self, model: QLIP, config: Stage1Config, teacher: Teacher | None):
+        super().__init__()
+        self.logit_bias: nn.Parameter | None = None
+        if config.alignment_weight and config.contrastive == "sigmoid":
+            nn.init.constant_(model.logit_scale, SIGMOID_LOGIT_SCALE)
+            self.logit_bias = nn.Parameter(torch.full_like(model.logit_scale, SIGMOID_LOGIT_BIAS))
+        widths = _target_widths(teacher) if teacher else {}
+        heads = {name: _head(model.config.vision.hidden_size, width) for name, width in widths.items()}
+        self.heads = nn.ModuleDict(heads)
+
+
+def _target_widths(teacher: Teacher) -> dict[str, int]:
+    return {"pooled": teacher.width} | ({"grid": teacher.grid_width} if teacher.grid_width else {})
+
+
+def _head(width: int, out: int) -> nn.Linear:
+    """A linear layer with a seed of its own: equal on all ranks, and other random numbers stay as they are."""
+    head = nn.utils.skip_init(nn.Linear, width, out)
+    nn.init.normal_(head.weight, std=width**-0.5, generator=torch.Generator().manual_seed(0))
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def _pool(features: Tensor, grid: Grid, target: Grid) -> Tensor:
+    """(B, N, D) of a grid → (B, rows, columns, D), means over the patches of each cell of a coarser grid."""
+    cells = features.unflatten(1, (target[0], grid[0] // target[0], target[1], grid[1] // target[1]))
+    return cells.mean((2, 4))
+
+
 def _check(model: QLIP, config: Stage1Config, num_parts: int, batch_size: int) -> None:
     widths = model.config.vision.hidden_size, model.config.hidden_size_post_q
     if config.commitment_weight and widths[0] != widths[1]:
@@ -314,6 +385,15 @@ def _check(model: QLIP, config: Stage1Config, num_parts: int, batch_size: int) -
         raise InputError(
             f"reconstruct_every {config.reconstruct_every} does not divide the {part_size} samples that a process "
             "takes at once (micro_batch_size)"
+        )
+
+
+def _check_grid(model: QLIP, teacher: Teacher) -> None:
+    own = model.config.grid
+    if teacher.grid_width and any(mine % theirs for mine, theirs in zip(own, teacher.grid, strict=True)):
+        raise InputError(
+            f"the model's grid of {own[0]} × {own[1]} tokens is no multiple of the teacher's {teacher.grid[0]} × "
+            f"{teacher.grid[1]}: compute its features with another --grid"
         )
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from tests.unit.train.test_parallel import BATCH_SIZE, build_model, global_batch
+from tests.unit.train.test_parallel import BATCH_SIZE, TEACHER, build_model, global_batch
 from torch import nn
 
+from qlip.data.teacher import Teacher
 from qlip.model.layers import Block
 from qlip.train.caching import Part, backward, split_batch
 from qlip.train.parallel import ComputeConfig
@@ -12,10 +13,11 @@ from qlip.train.stage1 import Stage1, Stage1Config
 from qlip.train.stage2 import Stage2, Stage2Config
 
 
-def gradients(task_class, config, **compute) -> tuple[dict, dict]:
+def gradients(task_class, config, teacher: Teacher | None = None, **compute) -> tuple[dict, dict]:
     """The first step's gradients and values, with a learning rate that moves nothing."""
     model = build_model()
-    task = task_class(model, config, ComputeConfig(precision="fp32", device="cpu", **compute), BATCH_SIZE)
+    others = (teacher,) if teacher else ()
+    task = task_class(model, config, ComputeConfig(precision="fp32", device="cpu", **compute), BATCH_SIZE, *others)
     values = task.step(global_batch(model, 1) | {"keys": [""] * BATCH_SIZE}, 1)
     modules = [model, task.extra] if task_class is Stage1 else [model]
     named = [parameter for module in modules for parameter in module.named_parameters()]
@@ -40,6 +42,18 @@ def test_stage1_in_parts_has_the_gradient_of_one_pass(part_size, contrastive):
     assert ("logit_bias" in whole) == (contrastive == "sigmoid")
     assert_same(parts, whole)
     for name in values.keys() - {"distinct_tokens"}:
+        torch.testing.assert_close(values_of_parts[name], values[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("part_size", (8, 4, 1))
+def test_a_teacher_in_parts_has_the_gradient_of_one_pass(part_size):
+    """Parts hold 1 to 4 samples of a feature each, and the loss is a mean over all of these."""
+    config = Stage1Config(grad_clip=float("inf"), teacher_weight=30.0, reconstruction_weight=1.0)
+    whole, values = gradients(Stage1, config, TEACHER)
+    parts, values_of_parts = gradients(Stage1, config, TEACHER, micro_batch_size=part_size)
+    assert whole.keys() == parts.keys() and {"heads.pooled.weight", "heads.grid.bias"} < whole.keys()
+    assert_same(parts, whole)
+    for name in ("teacher/pooled", "teacher/grid", "loss"):
         torch.testing.assert_close(values_of_parts[name], values[name], rtol=1e-4, atol=1e-5)
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.multiprocessing as mp
 from tests.conftest import LABELS, small_config
 
+from qlip.data.teacher import Teacher
 from qlip.errors import InputError
 from qlip.model import QLIP, TextConfig
 from qlip.model.image import ImageProcessor
@@ -23,7 +24,7 @@ from qlip.train.distributed import (
     world_size,
 )
 from qlip.train.losses import contrastive_loss, sigmoid_loss
-from qlip.train.parallel import ComputeConfig
+from qlip.train.parallel import ComputeConfig, whole
 from qlip.train.stage1 import Stage1, Stage1Config
 from qlip.train.stage2 import Stage2, Stage2Config
 from qlip.train.task import NonFinite
@@ -45,6 +46,7 @@ TASKS = {
         {"micro_batch_size": 4, "recompute": True},
     ),
     "stage1 gradient": (Stage1, Stage1Config(lr=1e-3, balance="gradient", balance_every=2), {}),
+    "stage1 teacher": (Stage1, Stage1Config(lr=1e-3, teacher_weight=30.0), {"micro_batch_size": 4}),
     "stage1 reconstruction": (Stage1, Stage1Config(lr=1e-3, alignment_weight=0.0), {}),
     "stage2": (Stage2, Stage2Config(discriminator_width=32, r1_every=2, perceptual_weight=0.0, ema=0.5), {}),
     "stage2 parts": (
@@ -55,6 +57,9 @@ TASKS = {
         {"micro_batch_size": 4},
     ),
 }
+
+
+TEACHER = Teacher("teacher", "", (64, 64), width=12, grid=(2, 2), grid_width=6)
 
 
 def build_model() -> QLIP:
@@ -73,20 +78,32 @@ def global_batch(model: QLIP, step: int) -> dict:
         "pixel_values": torch.randn(BATCH_SIZE, 3, 32, 32, generator=generator),
         "input_ids": input_ids,
         "group": torch.arange(BATCH_SIZE) % 4,
-    }
+    } | teacher_features(generator)
+
+
+def teacher_features(generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Of five samples of the first half and two of the second."""
+    known = torch.zeros(BATCH_SIZE, 1)
+    known[[0, 2, 3, 4, 6, 9, 15]] = 1
+    pooled = torch.randn(BATCH_SIZE, 12, generator=generator) * known
+    grid = torch.randn(BATCH_SIZE, 2, 2, 6, generator=generator) * known[:, :, None, None]
+    return {"teacher/pooled": pooled.half(), "teacher/grid": grid.half()}
 
 
 def train(name: str, sharding: str) -> dict[str, torch.Tensor]:
     """Three steps on this process's share; the snapshot's weights, and the last step's values averaged."""
     kind, config, compute = TASKS[name]
     model = build_model()
-    task = kind(model, config, ComputeConfig(**FP32 | compute, sharding=sharding), BATCH_SIZE)
+    teacher = (TEACHER,) if name == "stage1 teacher" else ()
+    task = kind(model, config, ComputeConfig(**FP32 | compute, sharding=sharding), BATCH_SIZE, *teacher)
     share = BATCH_SIZE // world_size()
     for step in range(1, STEPS + 1):
         batch = global_batch(model, step)
         own = {k: v[rank() * share : (rank() + 1) * share] for k, v in batch.items()}
         values = mean_over_ranks(task.step(own | {"keys": [""] * share}, step))
     state = task.snapshot().state_dict()
+    if teacher:
+        state |= {f"head.{k}": whole(v).clone() for k, v in task.extra.heads.state_dict().items()}
     return state | {f"value.{k}": torch.tensor(v) for k, v in values.items()}
 
 
@@ -155,7 +172,7 @@ def two_processes(tmp_path_factory):
 def test_two_processes_learn_what_one_learns(two_processes, name):
     start = build_model().state_dict()
     alone = train(name, "ddp")
-    moved = max((alone[key] - start[key]).abs().max().item() for key in start)
+    moved = max((alone[key] - start[key]).abs().max().item() for key in start)  # the heads are no part of it
     assert moved > 1e-3
     for sharding in ("ddp", "fsdp"):
         both = two_processes[f"{name} {sharding}"]

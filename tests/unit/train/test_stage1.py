@@ -1,10 +1,12 @@
 import copy
+import dataclasses
 import json
 import math
 
 import pytest
 import torch
 
+from qlip.data.teacher import Teacher
 from qlip.errors import InputError
 from qlip.model.quantizer import quantizer_loss
 from qlip.train.balance import Balance, loss_limit, ratio
@@ -96,6 +98,84 @@ def test_a_run_with_bias_and_muon_goes_on_exactly(small_model):
     values = [each.step(data, 2) for each in (task, resumed)]
     assert values[0] == values[1]
     assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in task.state_dict().items())
+
+
+TEACHER = Teacher("teacher", "", (64, 64), width=12, grid=(2, 2), grid_width=6)
+
+
+def with_teacher(data, known=slice(None)):
+    """The teacher sees of an image its colour, and of a cell of the grid the same."""
+    torch.manual_seed(2)
+    colors = data["pixel_values"].mean((2, 3))
+    pooled, grid = torch.zeros(len(colors), 12), torch.zeros(len(colors), 2, 2, 6)
+    pooled[known] = (colors @ torch.randn(3, 12))[known]
+    grid[known] = (colors @ torch.randn(3, 6))[known][:, None, None]
+    return data | {"teacher/pooled": pooled.half(), "teacher/grid": grid.half()}
+
+
+def teacher_distances(model, shuffled):
+    """Mean of the last 5 of 40 steps; shuffled: in each step images have the features of others."""
+    config = Stage1Config(lr=2e-3, reconstruction_weight=0.0, quantizer_weight=0.0, commitment_weight=0.0)
+    task = Stage1(model.train(), config, FP32, 8, TEACHER)
+    last = []
+    for step in range(1, 41):
+        data = with_teacher(batch(model))
+        if shuffled:
+            order = torch.randperm(8, generator=torch.Generator().manual_seed(step))
+            data |= {name: data[name][order] for name in ("teacher/pooled", "teacher/grid")}
+        last.append(task.step(data, step))
+    return [sum(float(values[name]) for values in last[-5:]) / 5 for name in ("teacher/pooled", "teacher/grid")]
+
+
+def test_it_learns_what_the_teacher_sees_and_not_shuffled_features(small_model):
+    assert max(teacher_distances(copy.deepcopy(small_model), shuffled=False)) < 0.1
+    assert min(teacher_distances(small_model, shuffled=True)) > 0.3
+
+
+def test_the_teachers_loss_is_the_mean_cosine_distance_of_images_with_features(small_model):
+    known = [1, 4, 6]
+    data = with_teacher(batch(small_model), known)
+    task = Stage1(small_model, Stage1Config(teacher_weight=3.0), FP32, 8, TEACHER)
+    with torch.no_grad():
+        hidden = small_model.hidden_states(data["pixel_values"])[known]
+        pooled = task.extra.heads["pooled"](hidden[:, 0])
+        patches = hidden[:, 1:].mT.unflatten(2, (4, 4))
+        cells = torch.nn.functional.adaptive_avg_pool2d(patches, (2, 2)).permute(0, 2, 3, 1)
+        grid = task.extra.heads["grid"](cells)
+    cosine = torch.nn.CosineSimilarity(dim=-1)
+    values = task.step(data, 1)
+    for name, predicted in (("pooled", pooled), ("grid", grid)):
+        expected = (1 - cosine(predicted, data[f"teacher/{name}"][known].float())).mean()
+        torch.testing.assert_close(values[f"teacher/{name}"], expected, rtol=1e-4, atol=1e-5)
+    plain = values["loss"] - 3 * (values["teacher/pooled"] + values["teacher/grid"])
+    without = Stage1(small_model, Stage1Config(lr=1e-12), FP32, 8)
+    assert "heads" not in " ".join(without.state_dict()) and plain > 0
+
+
+def test_without_weight_or_without_a_known_image_nothing_changes(small_model):
+    """A weight of 0 is training without a teacher, bit for bit; a batch of unknown images moves no head."""
+    data = with_teacher(batch(small_model), [])
+    states = []
+    for teacher, weight in ((None, 1.0), (TEACHER, 0.0), (TEACHER, 1.0)):
+        task = Stage1(copy.deepcopy(small_model), Stage1Config(lr=1e-3, teacher_weight=weight), FP32, 8, teacher)
+        heads = copy.deepcopy(task.extra.heads.state_dict())
+        values = [task.step(data, step) for step in (1, 2)][-1]
+        states.append(task.state_dict() | {"loss": values["loss"]})
+    assert states[0].keys() == states[1].keys() and all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    assert values["teacher/pooled"] == 0 and values["loss"].isfinite()
+    moved = (task.extra.heads.state_dict()[name] - value for name, value in heads.items())
+    assert max(float(change.abs().max()) for change in moved) < 1e-3  # the weight decay
+    assert "extra.heads.pooled.weight" in task.state_dict() and not any(
+        "head" in n for n in task.snapshot().state_dict()
+    )
+
+
+def test_a_teachers_grid_that_does_not_fit_is_refused(small_model):
+    fine = dataclasses.replace(TEACHER, grid=(3, 3))
+    with pytest.raises(InputError, match="grid of 4 × 4 tokens is no multiple of the teacher's 3 × 3"):
+        Stage1(small_model, Stage1Config(), FP32, 8, fine)
+    with pytest.raises(InputError, match="teacher_weight is -1.0: it must be 0 or more"):
+        Stage1Config(teacher_weight=-1.0)
 
 
 def test_logit_scale_is_clamped(small_model):
@@ -291,7 +371,7 @@ def test_dropped_patches_are_those_of_images_that_are_not_reconstructed(small_mo
     def embeddings(pixels):
         torch.manual_seed(3)
         with torch.no_grad():
-            return task.parallel(pixels, data["input_ids"], False).rows["image_embeds"]
+            return task.parallel(data | {"pixel_values": pixels}, False).rows["image_embeds"]
 
     before, changed = embeddings(data["pixel_values"]), []
     rows, columns = small_model.config.grid

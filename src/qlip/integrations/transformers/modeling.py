@@ -293,10 +293,9 @@ class _Tokenizer(QLIP):
         super().__init__(config.tokenizer_config())
         self.vision_model = VisionTransformer(config.vision_config)
 
-    def hidden_states(self, pixel_values: Tensor) -> Tensor:
+    def hidden_states(self, pixel_values: Tensor, kept: Tensor | None = None) -> Tensor:
         self.grid_of(pixel_values)
-        output = self.vision_model(pixel_values, output_hidden_states=False, return_dict=True)
-        return output.last_hidden_state
+        return VisionEncoder.forward(self.vision_model, pixel_values.to(self.dtype), kept=kept)
 
 
 class QLIPModel(QLIPPreTrainedModel):
