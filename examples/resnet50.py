@@ -8,6 +8,7 @@ TensorFlow.js lays it out. The folder has `config.json`, `model.safetensors` and
 """
 
 import json
+import math
 import sys
 import tempfile
 from pathlib import Path
@@ -42,13 +43,14 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """
     found = {}
     for group in json.loads((folder / "model.json").read_text(encoding="utf-8"))["weightsManifest"]:
-        values = np.frombuffer(b"".join((folder / path).read_bytes() for path in group["paths"]), np.float32)
+        contents, start = b"".join((folder / path).read_bytes() for path in group["paths"]), 0
         for entry in group["weights"]:
-            size = int(np.prod(entry["shape"]))
-            if len(values) < size:
+            count = math.prod(entry["shape"])
+            if len(contents) < start + 4 * count:
                 raise InputError(f"{folder} ends before {entry['name']}: fetch it again")
-            found[entry["name"]] = torch.from_numpy(values[:size].reshape(entry["shape"]).copy())
-            values = values[size:]
+            values = np.frombuffer(contents, np.float32, count, start).reshape(entry["shape"])
+            found[entry["name"]] = torch.from_numpy(values.copy())
+            start += 4 * count
     return found
 
 
@@ -102,7 +104,7 @@ def describe(labels: list[str], size: int) -> dict[str, dict]:
     config = {
         "architectures": ["ResNetForImageClassification"],
         "model_type": "resnet",
-        "embedding_size": 64,
+        "embedding_size": WIDTHS[0] // 4,
         "hidden_sizes": WIDTHS,
         "depths": DEPTHS,
         "layer_type": "bottleneck",

@@ -281,7 +281,7 @@ def _report_coverage(teacher: TeacherFiles, samples: Samples | Stream) -> None:
             "`qlip features --vision`"
         )
     share = 100 * sum(found) / len(found)
-    logger.info("teacher %s: features of %.0f%% of the training images (of %d)", name, share, len(found))
+    logger.info("teacher %s: features of %.0f%% of %d training images", name, share, len(found))
 
 
 def _buckets(config: DataConfig, model: QLIP, data: Data) -> Buckets | None:
