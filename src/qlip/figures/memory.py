@@ -66,6 +66,7 @@ def memory(
     first, second, place = load_recipe(stage1), load_recipe(stage2), resolve_device(device)
     if not isinstance(first, Recipe) or not isinstance(second, Stage2Recipe):
         raise InputError(f"{stage1!r} and {stage2!r}: name a recipe of stage 1, and one of stage 2")
+    first, second = (replace(r, precision="bf16") if r.precision == "auto" else r for r in (first, second))
     if any(size < 2 for size in (*sizes1, *sizes2)):
         raise InputError(f"the numbers of images are {[*sizes1, *sizes2]}: they must be 2 or more")
     steps: list[tuple[str, TrainRecipe, Sequence[int], int]] = [
@@ -104,6 +105,8 @@ def need(
         the most that is allocated at a time; None if the device has not so much.
     """
     recipe = replace(recipe, device=device.type, compile=False, micro_batch_size=None, batch_size=images)
+    if device.type != "cuda":  # what is counted must not follow the speed of this CPU
+        recipe = replace(recipe, attention="fp32")
     task = build(recipe, config)
     if device.type != "cuda":
         return count(task, config, images, step) / 1e9

@@ -161,20 +161,27 @@ class Cache:
         return ((first[..., None] <= keys) & (keys <= places[:, None]))[:, None]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, in_float32: bool | None = None) -> Tensor:
     """Queries (B, heads, T, head_dim), keys and values (B, kv_heads, S, head_dim) → as the queries, in v's dtype.
 
-    In training on a CPU it computes in float32: half precision takes more than twice as long in the backward pass.
+    Args:
+        q, k, v: as above.
+        mask: which keys a query sees; None: all up to itself.
+        in_float32: compute in float32 at least; None: on a CPU if there are gradients, whose pass half precision
+            slows down.
     """
     groups = q.shape[1] // k.shape[1]
     if isinstance(mask, BlockMask):
         return _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=groups > 1)
     if groups > 1 and q.shape[2] == 1:  # decoding: a group's queries stand as those of one head, nothing is copied
-        return attend(q.unflatten(1, (-1, groups)).squeeze(3), k, v, mask).flatten(1, 2).unsqueeze(2)
+        heads = q.unflatten(1, (-1, groups)).squeeze(3)
+        return attend(heads, k, v, mask, in_float32).flatten(1, 2).unsqueeze(2)
     if groups > 1:  # PyTorch's own grouping, with a mask on a GPU, is no fused kernel
         k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     dtype = v.dtype
-    if q.device.type == "cpu" and torch.is_grad_enabled():
+    if in_float32 is None:
+        in_float32 = q.device.type == "cpu" and torch.is_grad_enabled()
+    if in_float32:
         q, k, v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v))
     with torch.autocast(q.device.type, enabled=False):
         q, k = q.to(v.dtype), k.to(v.dtype)
@@ -195,7 +202,13 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions."""
+    """Grouped-query attention with rotary positions.
+
+    Attributes:
+        in_float32: whether scores and their sums are computed in float32; see `attend`.
+    """
+
+    in_float32: bool | None = None
 
     def __init__(self, config: LMConfig):
         super().__init__()
@@ -215,7 +228,7 @@ class Attention(nn.Module):
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         if cache is not None:
             k, v = cache.write(k, v)
-        return self.o_proj(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+        return self.o_proj(attend(q, k, v, mask, self.in_float32).transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):

@@ -26,7 +26,7 @@ from qlip.errors import InputError
 from qlip.llava.data import PLAIN_TEMPLATE, ConversationFile, Conversations, num_image_tokens
 from qlip.llava.model import FeatureSource, build, load
 from qlip.llava.task import LlavaTask, LlavaTaskConfig
-from qlip.recipes.record import read_recipe, write_record
+from qlip.recipes.record import read_recipe, settle, write_record
 from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank, world_size
 from qlip.train.fit import FitConfig, fit, start_checkpoint
 from qlip.train.nonfinite import for_json, replay
@@ -175,7 +175,7 @@ def run(recipe: LlavaRecipe, out: Path, resume: bool = False) -> bool:
     """
     with processes(recipe.device) as device:
         resumed = start_checkpoint(out, resume) is not None
-        recipe = replace(recipe, device=device.type)
+        recipe = settle(recipe, device, out if resumed else None)
         task, dataset = on_all_ranks(partial(_prepare, recipe, device))
 
         def stream(start_step: int, notes: Path | None = out) -> Generator[dict[str, Any], None, None]:
@@ -204,7 +204,8 @@ def do_again(recipe: LlavaRecipe, folder: Path) -> dict[str, float | str]:
         this process's values, for JSON.
     """
     with processes(recipe.device) as device:
-        task, _ = on_all_ranks(partial(_prepare, replace(recipe, device=device.type), device))
+        recipe = settle(recipe, device, folder.resolve().parents[1])
+        task, _ = on_all_ranks(partial(_prepare, recipe, device))
         return for_json(replay(task, folder, recipe.seed))
 
 

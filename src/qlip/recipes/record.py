@@ -1,19 +1,26 @@
 """What a run says of itself: `recipe.json`, its recipe and when it was started and resumed."""
 
 import json
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from qlip.environment import environment
 from qlip.errors import InputError
 from qlip.files import whole_file
 from qlip.recipes.plain import from_plain, to_plain
 from qlip.train.checkpoint import checkpoint_step, latest_checkpoint
-from qlip.train.distributed import world_size
-from qlip.train.parallel import ComputeConfig
+from qlip.train.distributed import on_all_ranks, world_size
+from qlip.train.parallel import ComputeConfig, settled
 
+R = TypeVar("R", bound=ComputeConfig)
+logger = logging.getLogger("qlip")
 _MAY_CHANGE_DATA = {"data.num_workers", "data.max_skipped_share", "data.shuffle_buffer", "data.cache"}
 _MAY_CHANGE = {"fit", *_MAY_CHANGE_DATA, *ComputeConfig.__dataclass_fields__}
 
@@ -52,6 +59,25 @@ def is_record(path: str | Path, stage: int | str) -> bool:
         return json.loads(Path(path).read_text(encoding="utf-8"))["stage"] == stage
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def settle(recipe: R, device: torch.device, out: Path | None) -> R:
+    """The recipe as it is computed on this device, with nothing left that is "auto"; all ranks call it.
+
+    Args:
+        recipe: with its settings of how to compute.
+        device: on which this process trains.
+        out: folder of a run to resume, whose precision is kept unless the recipe names another; None: a new run.
+
+    Raises:
+        InputError: the run's record cannot be read.
+    """
+    if out and (out / "recipe.json").exists():
+        was = on_all_ranks(partial(_read_record, out / "recipe.json"))["recipe"]
+        open_ones = [name for name in ("precision", "attention") if getattr(recipe, name) == "auto"]
+        recipe = replace(recipe, **{name: was[name] for name in open_ones if name in was})
+        logger.info("precision: %s, as in the run until now", recipe.precision)
+    return settled(replace(recipe, device=device.type), device)
 
 
 def write_record(recipe: Any, stage: int | str, num_samples: int | None, out: Path) -> None:

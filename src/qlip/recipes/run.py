@@ -2,9 +2,8 @@
 
 import logging
 import os
-import shutil
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -31,7 +30,7 @@ from qlip.eval.zero_shot import zero_shot
 from qlip.model.checkpoint import save_description
 from qlip.model.image import ImageProcessor, read_image
 from qlip.model.qlip import QLIP
-from qlip.recipes.record import write_record
+from qlip.recipes.record import settle, write_record
 from qlip.train.checkpoint import latest_checkpoint
 from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank, world_size
 from qlip.train.fit import Evaluator, FitConfig, fit, start_checkpoint
@@ -197,9 +196,9 @@ def run(recipe: TrainRecipe, out: Path, resume: bool = False) -> bool:
             another run.
     """
     with processes(recipe.device) as device:
-        resumed = start_checkpoint(out, resume) is not None
-        recipe = replace(recipe, device=device.type)
-        task, model, data = on_all_ranks(partial(_prepare, recipe, device, out if resumed else None))
+        resumed = out if start_checkpoint(out, resume) else None
+        recipe = settle(recipe, device, resumed)
+        task, model, data = on_all_ranks(partial(_prepare, recipe, device, resumed))
         dataset = on_all_ranks(partial(_training_set, recipe, model, data))
         tokenize = model.need_text_tokenizer() if recipe.stage == 1 else None
 
@@ -234,13 +233,12 @@ def do_again(recipe: TrainRecipe, folder: Path) -> dict[str, float | str]:
     if not (run / "description").is_dir():
         raise InputError(f"{folder}: not a step that a run left in its nonfinite/ folder")
     with processes(recipe.device) as device:
-        task, *_ = on_all_ranks(partial(_prepare, replace(recipe, device=device.type), device, run))
+        task, *_ = on_all_ranks(partial(_prepare, settle(recipe, device, run), device, run))
         return for_json(replay(task, folder, recipe.seed))
 
 
 def _prepare(recipe: TrainRecipe, device: torch.device, run: Path | None) -> tuple[Task, QLIP, Data]:
     """Check what can be checked, open the data, build the task; `run` is the folder of one to go on with."""
-    _check_compiler(recipe)
     if recipe.deterministic and recipe.data.buckets and device.type == "cuda":
         raise InputError(
             "PyTorch has no deterministic gradient of interpolated positions on a GPU: leave out buckets"
@@ -325,12 +323,6 @@ def _evaluators(data: Data, stage: int, perceptual: Distance | None) -> list[Eva
     if stage == 1 and names and labelled:
         evaluators.append(partial(zero_shot, samples=labelled, names=names, templates=templates))
     return evaluators
-
-
-def _check_compiler(recipe: TrainRecipe) -> None:
-    on_cpu, compilers = recipe.device.startswith("cpu"), (os.environ.get("CXX", "g++"), "clang++")
-    if recipe.compile and on_cpu and not any(map(shutil.which, compilers)):
-        raise InputError("compiling the model needs a C++ compiler: install g++, or pass --no-compile")
 
 
 def _record(recipe: TrainRecipe, model: QLIP, num_samples: int | None, out: Path) -> None:

@@ -25,7 +25,7 @@ from qlip.data.captions import class_sentences
 from qlip.data.token_dataset import TokenDataset
 from qlip.errors import InputError
 from qlip.jobs.of_tokens import load_tokenizer, tokenizer_name
-from qlip.recipes.record import is_record, read_recipe, write_record
+from qlip.recipes.record import is_record, read_recipe, settle, write_record
 from qlip.t2i.checkpoint import save
 from qlip.t2i.condition import OWN, FeatureFiles, TextReader, open_reader
 from qlip.t2i.config import CLASSES, SIZES, Embedding, Head, Size, T2IConfig
@@ -178,8 +178,7 @@ def run(recipe: T2IRecipe, out: Path, resume: bool = False) -> bool:
         InputError: the recipe cannot be run: missing data or encoder, other ids, a folder that holds another run.
     """
     with processes(recipe.device) as device:
-        start_checkpoint(out, resume)
-        recipe = replace(recipe, device=device.type)
+        recipe = settle(recipe, device, out if start_checkpoint(out, resume) else None)
         sentences, dataset, reader, task = _prepare(recipe, device)
         evaluators = on_all_ranks(partial(_evaluators, recipe, dataset, reader, sentences))
 
@@ -205,7 +204,7 @@ def do_again(recipe: T2IRecipe, folder: Path) -> dict[str, float | str]:
         this process's values, for JSON.
     """
     with processes(recipe.device) as device:
-        recipe = replace(recipe, device=device.type)
+        recipe = settle(recipe, device, folder.resolve().parents[1])
         *_, task = _prepare(recipe, device)
         return for_json(replay(task, folder, recipe.seed))
 

@@ -11,7 +11,7 @@ measured. `um3-tiny` sees 4.4 M tokens, about 10,000 pictures among them, in 45 
 
 import logging
 from collections.abc import Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +29,7 @@ from qlip.jobs.of_tokens import tokenizer_name
 from qlip.lm.checkpoint import load as load_lm
 from qlip.lm.checkpoint import read_config
 from qlip.model.hub import fetch
-from qlip.recipes.record import is_record, read_recipe, write_record
+from qlip.recipes.record import is_record, read_recipe, settle, write_record
 from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank, world_size
 from qlip.train.fit import Evaluator, FitConfig, fit, start_checkpoint
 from qlip.train.nonfinite import for_json, replay
@@ -187,8 +187,7 @@ def run(recipe: UM3Recipe, out: Path, resume: bool = False) -> bool:
             that holds another run.
     """
     with processes(recipe.device) as device:
-        start_checkpoint(out, resume)
-        recipe = replace(recipe, device=device.type)
+        recipe = settle(recipe, device, out if start_checkpoint(out, resume) else None)
         config, tokenizer, batches, task = _prepare(recipe, device)
         evaluators = on_all_ranks(partial(_evaluators, recipe, config, tokenizer))
 
@@ -219,7 +218,7 @@ def do_again(recipe: UM3Recipe, folder: Path) -> dict[str, float | str]:
         this process's values, for JSON.
     """
     with processes(recipe.device) as device:
-        recipe = replace(recipe, device=device.type)
+        recipe = settle(recipe, device, folder.resolve().parents[1])
         *_, task = _prepare(recipe, device)
         return for_json(replay(task, folder, recipe.seed))
 

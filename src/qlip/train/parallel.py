@@ -1,9 +1,17 @@
 """How a step is computed: device, precision, memory, several processes. None of it changes what is learnt."""
 
+import logging
+import os
+import shutil
+import sys
+import sysconfig
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,11 +22,16 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from qlip.errors import InputError
+from qlip.lm.transformer import Attention as CausalAttention
 from qlip.lm.transformer import Transformer
 from qlip.model.checkpoint import skeleton
-from qlip.model.layers import Blocks
+from qlip.model.layers import Attention, Blocks
 from qlip.model.qlip import QLIP
-from qlip.train.distributed import average, world_size
+from qlip.precision import WORTH, Work, speedup
+from qlip.train.distributed import any_rank, average, rank, world_size
+
+Precision = Literal["auto", "bf16", "fp32"]
+logger = logging.getLogger("qlip")
 
 
 @dataclass(frozen=True)
@@ -27,17 +40,22 @@ class ComputeConfig:
 
     Attributes:
         device: "cpu", "cuda", …; "auto" takes a GPU if there is one.
-        precision: "bf16" computes in bfloat16 where that is safe (autocast); weights stay float32.
+        precision: "bf16" computes in bfloat16 where that is safe (autocast), "fp32" in float32; weights are
+            float32 in both. "auto" measures which is faster on the device (`qlip.precision`), and takes bfloat16
+            if it is at least 1.2 times as fast. A resumed run keeps its own.
+        attention: the same for attention alone, which may be slower in bfloat16 where products are faster.
         micro_batch_size: samples that a process holds at once; a larger share of the batch goes in parts, with
             the same gradient (`qlip.train.caching`). None: the whole share.
         sharding: with several processes, "ddp" keeps the model on each, "fsdp" shares it out (FSDP2).
         recompute: hold less for the backward pass and compute it again (activation checkpointing).
-        compile: compile the blocks, which takes a minute; on a CPU it needs a C++ compiler.
+        compile: compile the blocks, which takes a minute. Where there is no compiler, the log says so, and the run
+            does without.
         deterministic: only algorithms that give the same bits each time; slower on a GPU.
     """
 
     device: str = "auto"
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "auto"
+    attention: Precision = "auto"
     micro_batch_size: int | None = None
     sharding: Literal["ddp", "fsdp"] = "ddp"
     recompute: bool = False
@@ -59,6 +77,49 @@ class ComputeConfig:
         return share // size
 
 
+Config = TypeVar("Config", bound=ComputeConfig)
+
+
+def settled(config: Config, device: torch.device) -> Config:
+    """The same with nothing left that is "auto". All ranks call it, and get what the first one measures."""
+    precision, attention = config.precision, config.attention
+    if precision == "auto":
+        precision = _choice(device, "product")
+    if attention == "auto":
+        attention = _choice(device, "attention") if precision == "bf16" else "fp32"
+    compile = config.compile and not any_rank(not _can_compile(device.type))
+    return replace(config, precision=precision, attention=attention, compile=compile)
+
+
+def _choice(device: torch.device, work: Work) -> Precision:
+    return "bf16" if any_rank(rank() == 0 and _is_faster(device, work)) else "fp32"
+
+
+@cache
+def _is_faster(device: torch.device, work: Work) -> bool:
+    """Whether bfloat16 is worth it here; said once in the log."""
+    ratio = speedup(device, torch.bfloat16, work)
+    what, name = ("precision", "attention")[work == "attention"], ("float32", "bfloat16")[ratio >= WORTH]
+    logger.info("%s: %s (bfloat16 runs at %.2g times the speed of float32 here)", what, name, ratio)
+    return ratio >= WORTH
+
+
+@cache
+def _can_compile(device_type: str) -> bool:
+    """Whether what `torch.compile` calls is here; if not, the log says once what is missing."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    needs = {
+        "the C++ compiler": bool(shutil.which(compiler)),
+        "Python.h, of a package such as python3-dev,": Path(sysconfig.get_path("include"), "Python.h").exists(),
+    }
+    if device_type == "cuda":
+        needs = {"Triton": bool(find_spec("triton"))}
+    missing = [name for name, there in needs.items() if not there]
+    if missing:
+        logger.warning("compile: %s is not here, and the run does without; it will be slower", missing[0])
+    return not missing
+
+
 class Parallel:
     """A module whose forward pass is the training step's, on all processes.
 
@@ -71,13 +132,17 @@ class Parallel:
         Args:
             module: its forward is the step's; it holds `model`.
             model: on its device, float32, the same on every process.
-            config: how.
+            config: how; what is "auto" of it is settled here.
             others: blocks that are not ours; they recompute nothing by themselves.
 
         Raises:
             InputError: sharding over a single process.
         """
+        config = settled(config, model.device)
         self.device_type, self.bf16 = model.device.type, config.precision == "bf16"
+        for part in module.modules():
+            if isinstance(part, Attention | CausalAttention):
+                part.in_float32 = config.attention == "fp32"
         self.scalars = {p for p in module.parameters() if p.ndim == 0}  # FSDP2 cannot share them out
         stacks = [part for part in module.modules() if isinstance(part, Blocks | Transformer)]
         blocks = [block for stack in stacks for block in stack.layers] + list(others)

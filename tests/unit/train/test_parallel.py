@@ -10,9 +10,11 @@ from tests.conftest import LABELS, small_config
 
 from qlip.data.teacher import Teacher
 from qlip.errors import InputError
+from qlip.figures.memory import random_batch
 from qlip.model import QLIP, TextConfig
 from qlip.model.image import ImageProcessor
 from qlip.model.text import TextTokenizer
+from qlip.train import parallel
 from qlip.train.distributed import (
     any_rank,
     average,
@@ -145,12 +147,23 @@ def a_bad_sample_of_rank_1() -> list:
     return []
 
 
+def chosen_where_only_rank_1_is_fast() -> list[bool]:
+    """Whether each rank computes in bfloat16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "speedup", lambda *_: 10.0 * rank())
+        parallel._is_faster.cache_clear()
+        mine = parallel.settled(ComputeConfig(device="cpu"), torch.device("cpu")).precision == "bf16"
+    parallel._is_faster.cache_clear()
+    return [bool(flag) for flag in gather_rows(torch.tensor([int(mine)]))]
+
+
 def worker(index: int, port: int, folder: str) -> None:
     os.environ |= {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     with processes("cpu"):
         results = {"gather": losses_with_gather()}
+        results["chosen"] = {"bf16": torch.tensor(chosen_where_only_rank_1_is_fast())}
         results["bad"] = {"term and rank": torch.tensor(a_bad_sample_of_rank_1())}
         for sharding in ("ddp", "fsdp"):
             results |= {f"{name} {sharding}": train(name, sharding) for name in TASKS}
@@ -195,6 +208,68 @@ def test_gather_and_average_have_the_gradient_of_the_whole_batch(two_processes):
 
 def test_a_loss_that_is_not_finite_is_told_by_term_and_rank(two_processes):
     assert two_processes["bad"]["term and rank"].tolist() == [True, 1]
+
+
+def test_all_processes_compute_in_the_precision_that_the_first_one_measures(two_processes):
+    assert two_processes["chosen"]["bf16"].tolist() == [False, False]
+
+
+@pytest.fixture
+def speeds(monkeypatch):
+    """How many times as fast bfloat16 is, for products and attention."""
+    parallel._is_faster.cache_clear()
+    rates = {"product": 3.0, "attention": 3.0}
+    monkeypatch.setattr(parallel, "speedup", lambda device, dtype, work: rates[work])
+    yield rates
+    parallel._is_faster.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("product", "attention", "expected"),
+    [(3, 3, ("bf16", "bf16")), (1.3, 0.5, ("bf16", "fp32")), (1.1, 3, ("fp32", "fp32")), (0, 0, ("fp32", "fp32"))],
+)
+def test_auto_takes_bfloat16_where_it_is_faster(speeds, caplog, product, attention, expected):
+    speeds |= {"product": product, "attention": attention}
+    with caplog.at_level("INFO", "qlip"):
+        for _ in range(2):
+            found = parallel.settled(ComputeConfig(), torch.device("cpu"))
+            assert (found.precision, found.attention) == expected
+    said = [record.getMessage() for record in caplog.records]
+    name = "bfloat16" if expected[0] == "bf16" else "float32"
+    assert said[0] == f"precision: {name} (bfloat16 runs at {product:.2g} times the speed of float32 here)"
+    assert len(said) == (2 if expected[0] == "bf16" else 1)  # once, not twice
+
+
+def test_what_a_person_names_is_not_asked_of_the_device(speeds):
+    speeds.clear()
+    for precision in ("bf16", "fp32"):
+        config = ComputeConfig(precision=precision, attention="fp32")
+        assert parallel.settled(config, torch.device("cpu")) == config
+
+
+@pytest.mark.parametrize(("attention", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_attention_is_computed_as_the_config_says(small_model, monkeypatch, attention, dtype):
+    seen = set()
+    real = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        "qlip.model.layers.F.scaled_dot_product_attention",
+        lambda q, k, v, **rest: (seen.add(v.dtype), real(q, k, v, **rest))[1],
+    )
+    compute = ComputeConfig(device="cpu", precision="bf16", attention=attention)
+    Stage1(small_model, Stage1Config(), compute, 8).step(random_batch(small_model.config, 8), 1)
+    assert seen == {dtype}
+
+
+def test_without_a_compiler_a_run_does_without_and_says_so(monkeypatch, caplog):
+    parallel._can_compile.cache_clear()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with caplog.at_level("WARNING", "qlip"):
+        for _ in range(2):
+            config = ComputeConfig(device="cpu", precision="fp32", compile=True)
+            assert not parallel.settled(config, torch.device("cpu")).compile
+    parallel._can_compile.cache_clear()
+    (record,) = caplog.records
+    assert "C++ compiler" in record.getMessage()
 
 
 def test_what_cannot_be_shared_out_is_named():

@@ -15,7 +15,7 @@ from qlip.train.parallel import ComputeConfig
 from qlip.train.stage1 import Stage1, Stage1Config
 from qlip.train.task import NonFinite
 
-CPU = ComputeConfig(device="cpu")
+CPU = ComputeConfig(device="cpu", precision="bf16")
 FP32 = ComputeConfig(device="cpu", precision="fp32")
 
 
