@@ -15,6 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image
 from torch.utils.data import DataLoader, Dataset
 
+from qlip.data.workers import end_with_run
 from qlip.errors import InputError
 
 logger = logging.getLogger("qlip")
@@ -48,7 +49,11 @@ class Buckets:
             num_workers: processes that read.
         """
         loader: DataLoader = DataLoader(
-            _Sizes(samples), batch_size=MEASURED_AT_ONCE, num_workers=num_workers, collate_fn=list
+            _Sizes(samples),
+            batch_size=MEASURED_AT_ONCE,
+            num_workers=num_workers,
+            collate_fn=list,
+            worker_init_fn=end_with_run,
         )
         bucket = assign([size for part in loader for size in part], sizes)
         counts = zip(sizes, np.bincount(bucket, minlength=len(sizes)), strict=True)

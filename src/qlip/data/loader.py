@@ -14,7 +14,6 @@ the next sample on. A stream goes on with the shards that were not read out: exa
 """
 
 import hashlib
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +29,7 @@ from qlip.data.journal import Journal
 from qlip.data.samples import BadSample, Fault
 from qlip.data.stream import Reader, Stream
 from qlip.data.teacher import TeacherFiles
+from qlip.data.workers import outlive_sigterm
 from qlip.errors import InputError
 
 Transform = Callable[..., Tensor]
@@ -201,11 +201,6 @@ def batches(
                 journal.move(step, min(positions.values()))
             yield _joined(parts)
             parts = []
-
-
-def outlive_sigterm(worker: int) -> None:
-    """A signal to all processes of a group is for the training to answer, which needs its workers until then."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -24,9 +24,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from qlip.bits import tokens_to_sub_tokens
-from qlip.data.loader import order, outlive_sigterm
+from qlip.data.loader import order
 from qlip.data.parquet import readable
 from qlip.data.token_file import KEPT, ROW_GROUP, TokenFiles, TokenFormat
+from qlip.data.workers import outlive_sigterm
 from qlip.errors import InputError, one_line
 
 Source = str | os.PathLike[str]

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from qlip.data.samples import BadSample, Fault
+from qlip.data.workers import end_with_run
 from qlip.errors import InputError
 from qlip.eval.metrics import stack_uint8
 from qlip.eval.options import Resize
@@ -112,7 +113,14 @@ class Pictures(Dataset):
         numbers = range(len(self)) if numbers is None else numbers
         workers = min(num_workers, len(numbers))
         own = torch.Generator()  # or it draws from the one that a training goes on with
-        return DataLoader(self, batch_size=None, sampler=numbers, num_workers=workers, generator=own)
+        return DataLoader(
+            self,
+            batch_size=None,
+            sampler=numbers,
+            num_workers=workers,
+            generator=own,
+            worker_init_fn=end_with_run,
+        )
 
     def digests(self, numbers: range) -> Tensor:
         """The digests (M, 16) of some batches' samples, which are read and not decoded."""

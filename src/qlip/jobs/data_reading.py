@@ -5,6 +5,7 @@ import io
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from qlip.data.samples import Fault, Samples, readable
 from qlip.data.stream import Stream
+from qlip.data.workers import end_with_run
 from qlip.errors import InputError
 from qlip.model.image import read_image
 
@@ -91,11 +93,12 @@ def read_through(
     Yields:
         at most 64 results, in order, and the seconds of processor time that they took.
     """
+    make = partial(DataLoader, batch_size=None, num_workers=num_workers, worker_init_fn=end_with_run)
     if isinstance(samples, Stream):
-        yield from DataLoader(_Shards(samples, look), batch_size=None, num_workers=num_workers)
+        yield from make(_Shards(samples, look))
     else:
         chunks = range(0, len(samples), CHUNK)
-        yield from DataLoader(_Chunks(samples, look), batch_size=None, sampler=chunks, num_workers=num_workers)
+        yield from make(_Chunks(samples, look), sampler=chunks)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ back, since that is all one can do with them.
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from qlip.data.samples import BadSample, Fault, readable
 from qlip.data.stream import Read, SampleRange, read_on
+from qlip.data.workers import end_with_run
 from qlip.errors import InputError
 from qlip.eval.batches import with_captions
 from qlip.jobs.tokens_source import Unit
@@ -92,13 +93,14 @@ class Preparer:
             first_pieces: how many pieces of each are done.
             num_workers: processes that decode; 0: this one.
         """
+        make = partial(DataLoader, batch_size=None, worker_init_fn=end_with_run)
         ranges = [unit.samples for unit in units if isinstance(unit.samples, SampleRange)]
         if len(ranges) == len(units) and all(r.stop - r.start <= self.shard_rows for r in ranges):
             data = _Numbered(self, units)
             workers = num_workers if len(data) > 1 else 0
-            return DataLoader(data, batch_size=None, sampler=range(len(data)), num_workers=workers)
+            return make(data, sampler=range(len(data)), num_workers=workers)
         streamed = _Streamed(self, units, first_pieces)
-        return DataLoader(streamed, batch_size=None, num_workers=min(num_workers, len(units)))
+        return make(streamed, num_workers=min(num_workers, len(units)))
 
     def batch(self, found: Iterable[dict[str, Any] | Fault], **place: Any) -> Batch:
         """Decode samples."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from qlip.data.loader import outlive_sigterm
+from qlip.data.workers import outlive_sigterm
 from qlip.errors import InputError
 from qlip.um3.config import FRAME, UM3Config
 from qlip.um3.layout import image_to_text, text_to_image
