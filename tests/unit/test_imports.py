@@ -16,6 +16,8 @@ RANK = {
     "errors": 0,
     "files": 1,
     "environment": 1,
+    "machine": 1,
+    "precision": 1,
     "bits": 1,
     "data": 2,
     "model": 2,

@@ -1,6 +1,5 @@
 """Commands on data: into shards, and is it whole."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +7,7 @@ import tyro
 from rich.table import Table
 
 from qlip.cli.options import Json, err, finish, print_json, print_table, say, track
+from qlip.machine import num_cores
 
 Sources = Annotated[
     tuple[str, ...],
@@ -107,6 +107,4 @@ def _lines(faults: list[dict[str, Any]]) -> list[str]:
 
 
 def _workers(number: int | None) -> int:
-    if number is not None:
-        return number
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return num_cores() if number is None else number

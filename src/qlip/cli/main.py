@@ -11,6 +11,7 @@ from rich.logging import RichHandler
 from qlip.cli import data, eval, figures, llava, t2i, tokenizer, tokens, training, um3
 from qlip.cli.options import CONFIG, err, rank
 from qlip.errors import InputError, SharedError
+from qlip.machine import set_up_threads
 
 FROM_RECIPE: dict[str, Callable[..., int]] = {
     "train": training.train,
@@ -47,6 +48,7 @@ def main() -> None:
     logger.handlers = [RichHandler(console=err, show_path=False, show_time=False)]
     if rank() != "0":  # of the processes that torchrun starts the first one speaks
         logger.setLevel("ERROR")
+    set_up_threads()
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or each of its retries says so; the last error suffices
     try:
         code = _dispatch(sys.argv[1:])

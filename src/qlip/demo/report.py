@@ -6,7 +6,6 @@ photo ─ preprocess ─┬─ tokenize ─ detokenize ─── PSNR, SSIM ─�
 """
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -28,6 +27,7 @@ from qlip.eval.batches import Track
 from qlip.eval.codecs import CODECS, read, write_lossless
 from qlip.eval.metrics import psnr, ssim, stack_uint8, to_uint8
 from qlip.files import whole_file
+from qlip.machine import num_cores
 from qlip.model.checkpoint import BUNDLED, bundled
 from qlip.model.qlip import QLIP
 
@@ -133,7 +133,7 @@ def _examples(model: QLIP, track: Track) -> Iterator[Example]:
     chances = model.classify(encoded, labels, TEMPLATES) if model.text_tokenizer is not None else None
     num_bytes = -(-model.config.num_tokens * model.config.num_bits // 8)
     originals = [model.need_image_processor().preprocess(file) for file in encoded]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(num_cores()) as pool:
         all_files = list(track(pool.map(partial(_files, num_bytes=num_bytes), originals)))
     for i, (photo, original, (near, free)) in enumerate(zip(photos, originals, all_files, strict=True)):
         ours = _rendition(OURS, original, write_lossless(Image.fromarray(rebuilt[i])), num_bytes)

@@ -1,6 +1,5 @@
 """Tokenizers side by side, and beside them image files at the same number of bytes."""
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from qlip.eval.codecs import CODECS, read
 from qlip.eval.metrics import stack_uint8
 from qlip.eval.reconstruction import Distance, compare, rebuild
 from qlip.eval.results import label
+from qlip.machine import num_cores
 from qlip.model.qlip import QLIP
 from qlip.train.distributed import world_size
 from qlip.train.plot import new_figure, save_figure
@@ -56,7 +56,7 @@ def measure_formats(
     Returns:
         columns named FILE/METRIC, the metrics of `measure_tokenizer`.
     """
-    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // world_size())) as pool:
+    with ThreadPoolExecutor(max(1, num_cores() // world_size())) as pool:
 
         def score(batch: Batch) -> dict[str, Tensor]:
             pictures = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in batch.pictures]

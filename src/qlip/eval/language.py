@@ -14,12 +14,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from qlip.environment import resolve_device
 from qlip.errors import InputError, one_line
 from qlip.eval.interval import Number
 from qlip.eval.options import LanguageOptions
 from qlip.eval.results import record, write_results
 from qlip.files import checksum
+from qlip.precision import warn_if_slow
 
 PROTOCOL = "um3-text"
 INTERVALS = "95 %: 1.96 of lm-eval's standard errors to either side, within 0 and 1"
@@ -48,7 +51,9 @@ def evaluate_language(model: str, options: LanguageOptions, name: str | None = N
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise InputError(f"this needs lm-eval ({one_line(error)}): pip install 'open-qlip[language]'") from error
-    device = str(resolve_device(options.device))
+    place = resolve_device(options.device)
+    device = str(place)
+    warn_if_slow(place, getattr(torch, options.dtype))
     manager = TaskManager()
     with tempfile.TemporaryDirectory() as folder, _cut_requests() as cut:
         tasks = load_tasks(manager, options.task_names, options.data, Path(folder))

@@ -45,6 +45,7 @@ from qlip.eval.retrieval import embed_pairs, recalls
 from qlip.eval.zero_shot import classify
 from qlip.model.checkpoint import load
 from qlip.model.qlip import QLIP
+from qlip.precision import warn_if_slow
 from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank
 from qlip.train.perceptual import load_perceptual
 
@@ -77,6 +78,7 @@ class Evaluation:
     def load(self, name: str) -> QLIP:
         """A tokenizer, which the record will name."""
         dtype = getattr(torch, self.options.dtype)
+        warn_if_slow(self.device, dtype)
         model = load(name, device=self.device, dtype=dtype, image_size=self.options.image_size)
         model.need_image_processor()
         self.models.append({"name": model.name, "id_hash": model.id_hash(), "dtype": self.options.dtype})

@@ -66,7 +66,8 @@ def memory(
     first, second, place = load_recipe(stage1), load_recipe(stage2), resolve_device(device)
     if not isinstance(first, Recipe) or not isinstance(second, Stage2Recipe):
         raise InputError(f"{stage1!r} and {stage2!r}: name a recipe of stage 1, and one of stage 2")
-    first, second = (replace(r, precision="bf16") if r.precision == "auto" else r for r in (first, second))
+    first = replace(first, precision="bf16") if first.precision == "auto" else first
+    second = replace(second, precision="bf16") if second.precision == "auto" else second
     if any(size < 2 for size in (*sizes1, *sizes2)):
         raise InputError(f"the numbers of images are {[*sizes1, *sizes2]}: they must be 2 or more")
     steps: list[tuple[str, TrainRecipe, Sequence[int], int]] = [

@@ -12,6 +12,7 @@ from qlip.integrations.onnx import OnnxEncoder
 from qlip.model.checkpoint import load
 from qlip.model.config import QLIPConfig
 from qlip.model.image import ImageProcessor
+from qlip.precision import warn_if_slow
 
 Size = int | tuple[int, int] | None
 
@@ -49,6 +50,7 @@ class Encoder:
         Raises:
             InputError: it is not to be had, or has no image processor.
         """
+        warn_if_slow(device, getattr(torch, dtype))
         model = load(name, device=device, dtype=getattr(torch, dtype), image_size=image_size)
         exact = model if dtype == "float32" else load(name)  # rounded weights have another hash
 

@@ -25,6 +25,7 @@ from qlip.jobs.tokens_encoder import Encoder
 from qlip.jobs.tokens_reading import Batch, Lost, Preparer
 from qlip.jobs.tokens_shards import Place, is_file, write_manifest
 from qlip.jobs.tokens_source import Unit, cut, fingerprint, names, open_sources
+from qlip.machine import num_cores
 from qlip.train.distributed import world_size
 
 
@@ -211,5 +212,4 @@ class _RayWorker:
 
 def _num_cores() -> int:
     """Of this machine, for each of its processes."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -17,6 +17,7 @@ from qlip.lm.seeded import answered, check_guidance, seeded
 from qlip.model.checkpoint import load_for
 from qlip.model.image import to_pictures
 from qlip.model.qlip import QLIP
+from qlip.precision import warn_if_slow
 from qlip.t2i.checkpoint import load
 from qlip.t2i.condition import TextReader, check_prompt, open_reader
 from qlip.t2i.model import PUBLISHED, T2I
@@ -42,6 +43,7 @@ def load_t2i(
         InputError: there is no such model, its encoder or tokenizer is missing, or the tokenizer has other ids.
     """
     place = resolve_device(device)
+    warn_if_slow(place, dtype)
     model = load(name, device=place, dtype=dtype)
     config, reader = model.config, None
     tokenizer = load_for(os.fspath(name), tokenizer, config.tokenizer, config.id_hash, place)

@@ -149,8 +149,9 @@ def _numbers(values: Values) -> dict[str, float]:
 def _memory_gib(device: torch.device) -> float | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    if sys.platform == "linux":
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        pages = int(statm.read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
     if sys.platform == "darwin":
         import resource  # which Windows does not have

@@ -18,6 +18,7 @@ from qlip.model.checkpoint import load_for
 from qlip.model.image import to_pictures
 from qlip.model.qlip import QLIP
 from qlip.model.text import check_text
+from qlip.precision import warn_if_slow
 from qlip.um3.checkpoint import check_words, find, load, open_tokenizer
 from qlip.um3.model import PUBLISHED, UM3
 
@@ -45,6 +46,7 @@ def load_um3(
         InputError: there is no such model, its tokenizer is missing, or has other ids or another grid.
     """
     folder, place = find(name), resolve_device(device)
+    warn_if_slow(place, dtype)
     model, words = load(folder, device=place, dtype=dtype), open_tokenizer(folder)
     config = model.config
     check_words(config, words)
