@@ -78,7 +78,7 @@ class Options:
         num_classes: how many of the classes are shown and asked about, evenly spread; None: all. Fewer are learnt
             sooner.
         max_val: held-out photographs, evenly spread; four questions about each.
-        precision: of the training; on this kind of machine "bf16" may be the faster one.
+        precision: of the training; "auto" takes the faster one.
         device: "auto" takes a GPU if there is one.
         results: folder for the tables.
     """
@@ -95,7 +95,7 @@ class Options:
     finetune_steps: int | None = None
     num_classes: int | None = None
     max_val: int = 1000
-    precision: str = "bf16"
+    precision: str = "auto"
     device: str = "auto"
     results: Path = RESULTS
 
