@@ -4,8 +4,8 @@
 
 Two processes train `tiny` on random images with as many threads as there are cores. In one OpenMP's threads wait
 passively, as the command line sets it; in the other they spin first, which is the runtime's default. They take
-turns, first on the machine as it is, then beside a process that computes without end. Run it on an idle machine: the
-goal is that passive waiting costs at most 3% there.
+turns, first on the machine as it is, then beside a process that computes without end. Run it on an idle machine:
+the goal is that passive waiting costs at most 3% there.
 """
 
 import json

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from qlip import precision
+from qlip.jobs.tokens_encoder import Encoder
 from qlip.precision import speedup, warn_if_slow
+from qlip.t2i.pipeline import load_t2i
 
 CPU = torch.device("cpu")
 
@@ -77,3 +79,19 @@ def test_a_slow_dtype_is_warned_of_once(monkeypatch, caplog):
             warn_if_slow(CPU, dtype)
     (record,) = caplog.records
     assert record.getMessage().startswith("dtype bfloat16 runs at 0.02 times the speed of float32 here")
+
+
+def test_tokenizing_in_a_slow_dtype_is_warned_of(monkeypatch, caplog):
+    machine(monkeypatch, {torch.float32: 1, torch.bfloat16: 0.02})
+    with caplog.at_level(logging.WARNING, "qlip"):
+        Encoder.with_torch("qlip-tiny", CPU, "float32", None)
+        assert not caplog.records
+        Encoder.with_torch("qlip-tiny", CPU, "bfloat16", None)
+    assert "dtype bfloat16 runs at 0.02 times" in caplog.text
+
+
+def test_generating_in_a_slow_dtype_is_warned_of(monkeypatch, caplog):
+    machine(monkeypatch, {torch.float32: 1, torch.bfloat16: 0.02})
+    with caplog.at_level(logging.WARNING, "qlip"):
+        load_t2i("t2i-tiny", dtype=torch.bfloat16)
+    assert "dtype bfloat16 runs at 0.02 times" in caplog.text

@@ -15,7 +15,10 @@ from qlip.cli.training import _parse_recipe
 from qlip.model import PRESETS, QLIP
 from qlip.model.image import ImageProcessor
 from qlip.recipes import _module, load_recipe, recipe_names
+from qlip.recipes.llava import RECIPES as LLAVA
 from qlip.recipes.plain import to_plain
+from qlip.recipes.t2i import RECIPES as T2I
+from qlip.recipes.um3 import RECIPES as UM3
 
 ROOT = Path(__file__).parents[3]
 STAGE_1 = ("b16-256", "b8-256", "l14-392")
@@ -210,3 +213,8 @@ def test_a_step_of_the_whole_model_in_stage_1():
 @pytest.mark.slow
 def test_a_step_of_the_whole_model_in_stage_2():
     check_stage_2(PRESETS["b16-256"], 512)
+
+
+def test_every_recipe_asks_the_device_for_its_precision():
+    recipes = [*map(load_recipe, recipe_names()), *T2I.values(), *UM3.values(), *LLAVA.values()]
+    assert {(recipe.precision, recipe.attention) for recipe in recipes} == {("auto", "auto")}
