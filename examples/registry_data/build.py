@@ -5,7 +5,7 @@
 
 Needs `npm`, and for clip art and WordNet a Debian system (`apt-get`, `dpkg`). What it leaves in `--out`:
 
-    train/00000.parquet …           image, captions, key, source, licence, author
+    train/00000.parquet …           image, captions, concept, key, source, kind, colour, licence, author
     held-out/unseen-names.parquet   pictures of 100 words that name no training picture, in its styles
     held-out/unseen-style.parquet   words of training, in a style that no training picture has
     held-out/*.json                 the names of their labels
@@ -19,9 +19,10 @@ Needs `npm`, and for clip art and WordNet a Debian system (`apt-get`, `dpkg`). W
 
 import json
 import random
+import re
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,13 +31,24 @@ import pyarrow.parquet as pq
 import tyro
 from packages import EMOJI_3D, EMOJIBASE, ICONIFY, OPEN_CLIP, OPENCLIPART, PAINTINGS, STAMPS, WORDNET, fetch
 from rich.progress import track
-from sources import KINDS, Item, clip_art, icons, paintings, pixels, stamps, unseen_style
-from words import HeldOut, Nouns, imagenet_names
+from sources import COLOURS, FLAG_SETS, KINDS, Item, clip_art, icons, paintings, pixels, stamps, unseen_style
+from words import HeldOut, Nouns, imagenet_names, natural, says_what_is_seen, with_article
 
 from qlip.errors import InputError
 from qlip.files import checksum, whole_file
 
-_TEMPLATES = ("{kind} of {name}", "{name}, {kind}", "{kind}: {name}", "this is {kind} of {name}", "{name}")
+# What can be said of any drawing, whatever its set, and what says of which kind it is; {a} is the name with its article
+_TEMPLATES = (
+    "a drawing of {a}",
+    "a picture of {a}",
+    "an image of {a}",
+    "an illustration of {a}",
+    "this is {a}",
+    "a simple drawing of {a}",
+    "{a}, drawn",
+)
+_COLOUR = re.compile(rf"\b({'|'.join(COLOURS)}|white|yellow|flag of)\b")
+_KIND_TEMPLATES = ("{kind} of {a}", "{kind} that shows {a}", "{a}, as {kind}")
 _ROWS_PER_FILE = 10_000
 _NUM_UNSEEN_NAMES = 100  # of the names that are held out, those with the most pictures
 
@@ -63,22 +75,44 @@ class Config:
 
 
 def captions(item: Item, nouns: Nouns, held_out: HeldOut) -> list[str]:
-    """What can be said of a picture: its plain name first; nothing mentions a held-out name."""
+    """What can be said of a drawing: its plain name first; nothing mentions a held-out name."""
     rng = random.Random(item.key)
-    kind = KINDS[item.kind]
-    names = [item.name, *item.aliases]
-    if (sense := nouns.sense(item.name)) and nouns.base(item.name) in sense.names:
-        names += [name for name in sense.names if name not in names]
-    said = [item.name]
-    said += [t.format(kind=kind, name=item.name) for t in rng.sample(_TEMPLATES[:-1], 2)]
-    if len(names) > 1:
-        said.append(rng.choice(_TEMPLATES).format(kind=kind, name=rng.choice(names[1:])))
-    if item.keywords:
-        said.append(", ".join([item.name, *rng.sample(item.keywords, min(3, len(item.keywords)))]))
-    explained = item.description or (sense.definition if sense else "")
+    article = "an" if item.colour == "orange" else "a"
+    kind = f"{article} {item.colour} {item.kind}" if item.colour else KINDS[item.kind]
+
+    def sentences(templates: tuple[str, ...], name: str, count: int = 1) -> list[str]:
+        return [t.format(kind=kind, a=with_article(name, nouns)) for t in rng.sample(templates, count)]
+
+    said = [item.name, *sentences(_TEMPLATES, item.name, 2), *sentences(_KIND_TEMPLATES, item.name)]
+    sense = nouns.sense(item.name)
+    others = [*item.aliases, *(nouns.aliases(item.name) if sense and sense.is_thing else ())]
+    if others := sorted({name for name in others if name != item.name and len(name.split()) <= 3}):
+        said += sentences(_TEMPLATES + _KIND_TEMPLATES, rng.choice(others))
+    words = [word for word in item.keywords if nouns.base(word) and word not in item.name]
+    if words:
+        said.append(", ".join([item.name, *rng.sample(words, min(3, len(words)))]))
+    explained = item.description or (sense.definition if sense and sense.is_thing else "")
     if 0 < len(explained) <= 80 and explained.lower() != item.name:
         said.append(explained if item.description else f"{item.name}: {explained}")
     return [said[0], *(text for text in dict.fromkeys(said[1:]) if not held_out.mentioned(text, nouns))]
+
+
+def concepts(items: list[Item], nouns: Nouns) -> dict[str, str]:
+    """For each name what stands for its meaning: of the names that mean the same, the most used."""
+    chosen: dict[str, str] = {}
+    by_meaning: dict[str, str] = {}
+    for name, _ in sorted(Counter(i.name for i in items).items(), key=lambda pair: (-pair[1], pair[0])):
+        sense, base = nouns.sense(name), nouns.base(name)
+        meaning = sense.number if sense and sense.is_thing and base in nouns.aliases(name) else name
+        chosen[name] = by_meaning.setdefault(meaning, name)
+    return chosen
+
+
+def _names_what_is_seen(item: Item, nouns: Nouns) -> bool:
+    if item.colour and _COLOUR.search(item.name):
+        return False  # it is drawn in another
+    is_known = item.source in FLAG_SETS or item.kind not in ("icon", "clip art")
+    return is_known or says_what_is_seen(item.name, nouns, only_last=bool(item.colour))
 
 
 def build(config: Config) -> dict:
@@ -93,30 +127,39 @@ def build(config: Config) -> dict:
     seen = imagenet_names(fetch(OPEN_CLIP, config.cache))
     items = [*icons(config.cache, config.share_alike), *clip_art(config.cache), *paintings(config.cache)]
     items += stamps(config.cache) if config.gpl else []
+    items = [replace(item, name=natural(item.name, nouns)) if item.kind == "icon" else item for item in items]
     held_out = HeldOut.choose((item.name for item in items), nouns, seen)
 
-    training, unseen = [], []
-    for item in items:
-        if concept := held_out.concept(item.name, nouns):
-            unseen.append((item, concept))
-        elif not any(held_out.mentioned(text, nouns) for text in (item.name, *item.aliases, *item.keywords)):
-            training.append(item)
+    shown = [item for item in items if _names_what_is_seen(item, nouns)]
+    concept = {item.key: held_out.concept(item.name, nouns) for item in shown}
+    unseen = _most_shown([(item, name) for item in shown if (name := concept[item.key])])
+    tested = HeldOut({alias: name for alias, name in held_out.names.items() if name in {n for _, n in unseen}})
+    training = [
+        item
+        for item in shown
+        if not any(held_out.mentioned(text, nouns) for text in (item.name, *item.aliases))
+        and not any(tested.mentioned(text, nouns) for text in item.keywords)
+    ]
     trained = {item.name for item in training}
     styled = [(item, item.name) for item in unseen_style(config.cache) if item.name in trained]
 
     for folder in ("train", "held-out"):
         (config.out / folder).mkdir(parents=True, exist_ok=True)
-    rows = [_row(item) | {"captions": captions(item, nouns, held_out)} for item in training]
+    meant = concepts(training, nouns)
+    rows = [
+        _row(item) | {"captions": captions(item, nouns, held_out), "concept": meant[item.name]} for item in training
+    ]
     random.Random(0).shuffle(rows)
     counts = {
         "train": _write(config, "train/{:05d}.parquet", rows),
-        "unseen-names": _write_labelled(config, "unseen-names", _most_shown(unseen)),
+        "unseen-names": _write_labelled(config, "unseen-names", unseen),
         "unseen-style": _write_labelled(config, "unseen-style", styled),
     }
     manifest = {
         "counts": {name: sum(count.values()) for name, count in counts.items()},
         "pictures_by_source_and_licence": counts,
         "packages": [str(p) for p in _packages(config)],
+        "concepts_by_styles": _most_styled(config.out / "train"),
         "held_out_names": sorted(set(held_out.names.values())),
         "held_out_aliases": sorted(held_out.names),
         "sha256": {str(file.relative_to(config.out)): checksum(file) for file in sorted(config.out.glob("*/*"))},
@@ -131,7 +174,17 @@ def _packages(config: Config) -> list:
 
 
 def _row(item: Item) -> dict:
-    return {"item": item, "key": item.key, "source": item.source, "licence": item.licence, "author": item.author}
+    named = ("key", "source", "kind", "colour", "licence", "author")
+    return {"item": item} | {name: getattr(item, name) for name in named}
+
+
+def _most_styled(folder: Path) -> dict[str, list[str]]:
+    """The concepts that at least four sets draw, each with those sets; the most drawn first."""
+    styles: dict[str, set[str]] = {}
+    for row in pq.read_table(folder, columns=["concept", "source"]).to_pylist():
+        styles.setdefault(row["concept"], set()).add(row["source"])
+    most = sorted(styles.items(), key=lambda pair: (-len(pair[1]), pair[0]))
+    return {concept: sorted(sets) for concept, sets in most if len(sets) >= 4}
 
 
 def _most_shown(items: list[tuple[Item, str]]) -> list[tuple[Item, str]]:
@@ -159,9 +212,9 @@ def _write(config: Config, name: str, rows: list[dict]) -> Counter:
         for number, start in enumerate(range(0, len(rows), step)):
             part = rows[start : start + step]
             drawn = [(row, picture) for row, picture in zip(part, pictures, strict=False) if picture]
-            table = pa.Table.from_pylist([row | {"image": {"bytes": p, "path": None}} for row, p in drawn])
-            pq.write_table(table, config.out / name.format(number))
             counts.update(f"{row['source']} ({row['licence']})" for row, _ in drawn)
+            table = pa.Table.from_pylist([row | {"image": {"bytes": p, "path": None}} for row, p in drawn])
+            pq.write_table(table, config.out / name.format(number), row_group_size=1000)
     return counts
 
 
