@@ -132,8 +132,9 @@ COLOURS = {
 EMOJI_SETS = ("twemoji", "noto", "noto-v1", "emojione", "streamline-emojis", "fxemoji")
 FLAG_SETS = ("circle-flags", "flag")
 SHARE_ALIKE_SETS = ("openmoji", "emojione-v1")
+_TONES_KEPT = 0.4  # of those of a set's emoji
 
-_NOT_THINGS = re.compile(r"logo|^(keycap|regional|letter|digit|symbol)|^\d+$|skin-tones?$|-1x1$|-color-swatch")
+_NOT_THINGS = re.compile(r"logo|^(keycap|regional|letter|digit|symbol)|^\d+$|-1x1$|-color-swatch")
 _STYLE = re.compile(
     r"(-\d+)?(-(bold|line|duotone|duo|flat|filled|fill|line|solid|alt|alternate|rounded|outline|light|dark|\d+))+$"
 )
@@ -245,7 +246,7 @@ def _kept(icon_set: dict) -> list[str]:
 
 
 def _emoji_finder(icon_set: dict, emoji: Emoji) -> Callable[[str], dict | None]:
-    """Of an icon's name what emojibase says: None for signs, {} if nothing."""
+    """Of an icon's name what emojibase says: None for signs and most skin tones, {} if nothing."""
     codes = {name: _code(code) for code, name in icon_set.get("chars", {}).items()}
     are_joined = icon_set["prefix"] == "fxemoji"  # the set runs words together: unknown names cannot be told apart
 
@@ -253,7 +254,8 @@ def _emoji_finder(icon_set: dict, emoji: Emoji) -> Callable[[str], dict | None]:
         entry = emoji.by_code.get(codes.get(name, "")) or emoji.by_name.get(_joined(name))
         if entry is None:
             return None if are_joined or _TONE.search(name) else {}
-        return None if entry.get("subgroup") in _SIGNS else entry
+        is_left_out = "tone" in entry and _hash(icon_set["prefix"] + entry["hexcode"])[0] >= _TONES_KEPT * 256
+        return None if entry.get("subgroup") in _SIGNS or is_left_out else entry
 
     return find
 

@@ -42,8 +42,9 @@ MOST_IN_A_ROW = 100  # samples that cannot be used, before it is taken to be all
 class TrainingSet(Dataset):
     """Samples decoded, augmented and captioned; indexed by (epoch, sample).
 
-    Samples of one group say the same: those with the same (first) caption of their own, else those with the same
-    label, whichever caption or name was drawn. Two labels that share a name stay apart.
+    Samples of one group say the same: those with captions of their own and the same `concept`, or without one the
+    same (first) caption; else those with the same label. It does not matter which caption or name was drawn. Two
+    labels that share a name stay apart.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class TrainingSet(Dataset):
         if self.caption is not None:
             caption = self.caption(sample, rng)
             own = sample.get("captions", [sample.get("caption")])[0]
-            group = sample["label"] if own is None else _stable_hash(own)
+            group = sample["label"] if own is None else _stable_hash(str(sample.get("concept", own)))
             words = {"caption": caption, "group": group}
         try:
             sized = {"size": size} if size else {}

@@ -2,7 +2,8 @@
 
 A sample is a dict with `image` (encoded bytes), `key` (a name that finds it again), words where there are some
 (`label`, an index into class names; `caption`, a string; `captions`, several of which training draws one each
-time, the first being the plainest), and `licence`, `author`, `source`, `url` where they are known.
+time, the first being the plainest; `concept`, a name that samples share if their captions mean the same), and
+`licence`, `author`, `source`, `url` where they are known.
 """
 
 import bisect
@@ -16,7 +17,7 @@ import numpy as np
 from qlip.errors import InputError
 
 ABOUT = ("licence", "license", "author", "source", "url")
-COLUMNS = ("label", "caption", "captions", "text", *ABOUT)
+COLUMNS = ("label", "caption", "captions", "concept", "text", *ABOUT)
 IMAGE_SUFFIXES = frozenset(
     {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif", "jp2", "ico", "qoi"}
 )
@@ -162,7 +163,7 @@ def describe(record: Mapping[str, Any]) -> dict[str, Any]:
     `text` is another name for `caption`; a list under `caption` is `captions`, and so are the lines of a string
     under `captions`.
     """
-    found = {name: record[name] for name in ("label", *ABOUT) if record.get(name) is not None}
+    found = {name: record[name] for name in ("label", "concept", *ABOUT) if record.get(name) is not None}
     caption, captions = _texts(record.get("caption")), record.get("captions")
     captions = _texts(captions.splitlines() if isinstance(captions, str) else captions)
     if not caption and not captions:

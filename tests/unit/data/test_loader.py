@@ -73,6 +73,16 @@ def test_text_is_cut_to_the_longest_and_groups_follow_labels_or_captions():
         assert torch.equal(same, odd[:, None] == odd[None])
 
 
+def test_samples_of_one_concept_are_one_group_whatever_their_captions():
+    named = dataset(words=("caption",))
+    for i, sample in enumerate(named.samples):
+        sample |= {"caption": f"caption {i}", "concept": ("doughnut", "red apple", "tree")[i % 3]}
+    batch = next(batches(named, tokenize, 8))
+    concept = torch.tensor([int(k) % 3 for k in batch["keys"]])
+    same = batch["group"][:, None] == batch["group"][None]
+    assert torch.equal(same, concept[:, None] == concept[None])
+
+
 @pytest.mark.parametrize("num_workers", (0, 1))
 def test_a_bad_picture_is_named_on_one_line(num_workers):
     broken = dataset()

@@ -117,26 +117,94 @@ def test_captions_start_with_the_name_and_mention_nothing_held_out(modules, noun
     said = build.captions(item, nouns, words.HeldOut({"mouse": "mouse"}))
     assert said[0] == "box" and len(said) == len(set(said)) >= 3
     assert not any("mouse" in text for text in said)
+    assert any("icon" in text for text in said) and any(text.endswith("a box") for text in said)
     assert said == build.captions(item, nouns, words.HeldOut({"mouse": "mouse"}))
     free = build.captions(item, nouns, words.HeldOut({}))
     assert "a box for a mouse" in free
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("mug", "a mug"), ("automobile", "an automobile"), ("boxes", "boxes"), ("snow", "snow"),
+     ("mug with handle", "a mug with handle"), ("blue", "blue"), ("man running", "a man running"),
+     ("flag of norway", "the flag of norway")],
+)  # fmt: skip
+def test_names_take_the_article_of_a_sentence(modules, nouns, name, said):
+    assert modules[3].with_article(name, nouns) == said
+
+
+def test_names_lose_what_their_set_added(modules, nouns):
+    words = modules[3]
+    assert words.phrase("Woman’s-Hat_2") == "woman's hat"
+    assert words.natural("box two", nouns) == "box"
+    assert words.natural("outdoors mouse", nouns) == "mouse"
+    assert words.natural("hot dog", nouns) == "hot dog"
+
+
+def test_icons_of_programs_say_nothing_that_one_sees(modules, nouns):
+    seen = modules[3].says_what_is_seen
+    assert seen("red box", nouns, only_last=True) and seen("boxes", nouns, only_last=True)
+    for name in ("arrow left", "mouse cursor", "box add", "decision", "a", "facebook"):
+        assert not seen(name, nouns, only_last=False), name
+    assert seen("box blue", nouns, only_last=False) and not seen("box blue", nouns, only_last=True)
+
+
+def test_names_of_one_meaning_are_one_concept(modules, nouns):
+    build, _, sources, _ = modules
+    items = [sources.Item(f"a/{i}", "a", "", name, "icon", "MIT", "") for i, name in enumerate(
+        ["car", "car", "automobile", "machine", "hotdog", "blue thing"]
+    )]  # fmt: skip
+    assert build.concepts(items, nouns) == {
+        "car": "car", "automobile": "car", "machine": "machine", "hotdog": "hotdog", "blue thing": "blue thing"
+    }  # fmt: skip
+
+
+def test_emoji_are_named_as_unicode_names_them(modules, tmp_path, monkeypatch):
+    """Whatever a set calls its files: by code points, or by name; signs are left out."""
+    sources = modules[2]
+    folder = tmp_path / "npm-emojibase-data-17.0.0/package/en"
+    (folder / "shortcodes").mkdir(parents=True)
+    entries = [
+        {"label": "waving hand", "hexcode": "1F44B", "tags": ["hello"], "subgroup": 16,
+         "skins": [{"label": "waving hand: dark skin tone", "hexcode": "1F44B-1F3FF", "tone": 5}]},
+        {"label": "flag: Norway", "hexcode": "1F1F3-1F1F4", "subgroup": 98},
+        {"label": "left arrow", "hexcode": "2B05", "subgroup": 85},
+    ]  # fmt: skip
+    (folder / "data.json").write_text(json.dumps(entries))
+    (folder / "shortcodes" / "github.json").write_text(json.dumps({"1F44B": ["wave"]}))
+    body = {"body": '<circle r="4"/>'}
+    info = {"license": {"title": "MIT"}, "author": {"name": "A. Painter"}, "category": "Emoji"}
+    names = ["x", "waving-hand-dark-skin-tone", "wave", "left-arrow", "flag-for-norway", "unicorn", "odd-dark-skin-tone"]
+    icon_set = {"prefix": "noto", "info": info, "icons": dict.fromkeys(names, body), "chars": {"1f44b": "x"}}
+    monkeypatch.setattr(sources, "_TONES_KEPT", 1)
+    found = list(sources._icon_set(icon_set, sources.Emoji.read(tmp_path)))
+    hand, tone = "waving hand", "waving hand, dark skin tone"
+    assert [item.name for item in found] == [hand, tone, hand, "flag of norway", "unicorn"]
+    assert {item.keywords for item in found[:3]} == {("hello",)}
+    flags = icon_set | {"prefix": "flag", "info": info | {"category": "Flags"}, "icons": {"no-4x3": body, "zz": body}}
+    assert [item.name for item in sources._icon_set(flags, sources.Emoji.read(tmp_path))] == ["flag of norway"]
 
 
 def svg(width, height, body):
     return f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">{body}</svg>'
 
 
-def test_pictures_are_squares_on_a_light_ground(modules):
+def test_pictures_are_squares_on_white(modules):
     sources = modules[2]
-    wide = svg("40mm", "20mm", '<rect width="100%" height="100%" fill="#ff0000"/>')
-    item = sources.Item("a/b", "a", wide, "b", "icon", "MIT", "")
-    picture = Image.open(io.BytesIO(sources.pixels(item, 64)))
-    assert picture.size == (64, 64) and picture.mode == "RGB"
-    assert picture.getpixel((32, 32)) == (255, 0, 0)
-    assert min(picture.getpixel((32, 2))) >= 192 and min(picture.getpixel((32, 61))) >= 192
-    empty = sources.Item("a/c", "a", svg(10, 10, ""), "c", "icon", "MIT", "")
+
+    def draw(body):
+        item = sources.Item("a/b", "a", svg("40mm", "20mm", body), "b", "icon", "MIT", "")
+        picture = Image.open(io.BytesIO(sources.pixels(item, 64)))
+        assert picture.size == (64, 64) and picture.mode == "RGB"
+        return picture
+
+    red = draw('<rect width="100%" height="100%" fill="#ff0000"/>')
+    assert red.getpixel((32, 32)) == (255, 0, 0)
+    assert red.getpixel((32, 2)) == red.getpixel((32, 61)) == (255, 255, 255)
+    white = draw('<rect width="100%" height="100%" fill="#ffffff"/>')  # would be lost on white
+    assert white.getpixel((32, 32)) == (255, 255, 255) and max(white.getpixel((32, 2))) < 230
     with pytest.raises((ValueError, TypeError)):
-        sources.pixels(empty, 64)
+        draw("")
 
 
 def test_unseen_names_are_those_with_the_most_pictures(modules, monkeypatch):
@@ -193,7 +261,8 @@ def test_a_data_set_of_a_few_icons(modules, nouns, tmp_path, monkeypatch):
     icons = {"mug": "#aa0000", "cars": "#00aa00", "mouse-trap": "#0000aa", "mice": "#aa00aa"}
     body = {n: {"body": f'<circle cx="8" cy="8" r="7" fill="{c}"/>'} for n, c in icons.items()}
     info = {"license": {"title": "MIT", "spdx": "MIT"}, "author": {"name": "A. Painter"}, "category": "UI"}
-    for name in build.icons.__globals__["ICON_SETS"] + build.icons.__globals__["EMOJI_SETS"]:
+    sets = modules[2]
+    for name in (*sets.ICON_SETS, *sets.EMOJI_SETS, *sets.FLAG_SETS, *sets.ONE_COLOUR_SETS):
         given = body if name == "flat-ui" else {}
         path = cache / "npm-iconify-json-2.2.535/package/json" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +291,8 @@ def test_a_data_set_of_a_few_icons(modules, nouns, tmp_path, monkeypatch):
     assert manifest["counts"] == {"train": 2, "unseen-names": 1, "unseen-style": 1}  # the mouse trap is nowhere
     assert manifest["held_out_names"] == ["mice"]
     rows = pq.read_table(out / "train").to_pylist()
-    assert {row["captions"][0] for row in rows} == {"mug", "cars"}
+    assert {row["captions"][0] for row in rows} == {row["concept"] for row in rows} == {"mug", "cars"}
+    assert {row["kind"] for row in rows} == {"icon"}
     assert {(row["licence"], row["author"]) for row in rows} == {("MIT", "A. Painter")}
     unseen = pq.read_table(out / "held-out" / "unseen-names.parquet").to_pylist()
     assert json.loads((out / "held-out" / "unseen-names.json").read_text())[unseen[0]["label"]] == "mice"
