@@ -37,7 +37,7 @@ from words import HeldOut, Nouns, imagenet_names, natural, says_what_is_seen, wi
 from qlip.errors import InputError
 from qlip.files import checksum, whole_file
 
-# What can be said of any drawing, whatever its set, and what says of which kind it is; {a} is the name with its article
+# What fits any drawing, whatever its set, and what tells its kind; {a} is the name with its article
 _TEMPLATES = (
     "a drawing of {a}",
     "a picture of {a}",
@@ -147,7 +147,8 @@ def build(config: Config) -> dict:
         (config.out / folder).mkdir(parents=True, exist_ok=True)
     meant = concepts(training, nouns)
     rows = [
-        _row(item) | {"captions": captions(item, nouns, held_out), "concept": meant[item.name]} for item in training
+        _row(item) | {"captions": captions(item, nouns, held_out), "concept": meant[item.name]}
+        for item in training
     ]
     random.Random(0).shuffle(rows)
     counts = {

@@ -141,9 +141,22 @@ _STYLE = re.compile(
 _TONE = re.compile(r"-(light|medium|dark|tone)")
 _MOST_OF_ONE_TITLE = 15  # drawings of Openclipart
 _ADDED = re.compile(r"[_-]?(\d+|0\d|v\d)$|_[a-z]{1,4}_?\d*$")  # to the names of its files
-_NOT_IN_A_NAME = re.compile(r"^(a|an|the|aiga|clip ?art by nicu buculei) | (clip ?art|icon|svg|bw)$|(?<=[a-z])\d+\b")
+_NOT_IN_A_NAME = re.compile(
+    r"^(a|an|the|aiga|clip ?art by nicu buculei) | (clip ?art|icon|svg|bw)$|(?<=[a-z])\d+\b"
+)
 _NOT_ENGLISH = re.compile(r"\b(con|da|de|del|della|des|di|du|el|il|la|le|les|mit|und)\b")
-_SAYS_NOTHING = {"art", "clip art", "clipart", "hash", "icon", "icons", "theme", "symbol", "mapsym", "lemon theme icon"}
+_SAYS_NOTHING = {
+    "art",
+    "clip art",
+    "clipart",
+    "hash",
+    "icon",
+    "icons",
+    "theme",
+    "symbol",
+    "mapsym",
+    "lemon theme icon",
+}
 _ABSTRACT = {"shapes", "special", "logos", "buttons", "duplicates", "decorations", "diagrams", "led"}
 _ABSTRACT_CATEGORIES = {
     "Abstract", "Arrows", "ArrowsDiagrams", "Base", "Brand", "Character", "Charts", "Components", "Constellation",
@@ -235,7 +248,9 @@ def _icon_set(icon_set: dict, emoji: Emoji) -> Iterator[Item]:
 def _kept(icon_set: dict) -> list[str]:
     """The names of a set's icons that show things; of several sizes the largest."""
     prefix = icon_set["prefix"]
-    abstract = {n for c, names in icon_set.get("categories", {}).items() if c in _ABSTRACT_CATEGORIES for n in names}
+    abstract = {
+        n for c, names in icon_set.get("categories", {}).items() if c in _ABSTRACT_CATEGORIES for n in names
+    }
     wanted = re.compile(ONE_COLOUR_SETS.get(prefix, ""))
     names = [n for n, icon in icon_set["icons"].items() if not icon.get("hidden") and n not in abstract]
     names = [n for n in names if wanted.search(n) and not _NOT_THINGS.search(n)]

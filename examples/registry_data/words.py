@@ -25,48 +25,23 @@ _ENDINGS = (
 )
 
 
-# Nouns without a plural, which take no article
-_UNCOUNTED = set(
-    "bacon baggage bread butter cash cheese chocolate clothing coffee cotton dna electricity equipment fire fog food "
-    "fruit furniture gold grass hair hail hay heat honey ice jam jewelry laundry lightning luggage mail meat milk money "
-    "mud music oil paper pasta pepper rain rice salt sand seafood sleet smoke snow soap software spaghetti steam "
-    "sugar sushi tea thunder tofu traffic trash water weather wheat wine wood wool".split()
-)
+def _word_lists() -> dict[str, frozenset[str]]:
+    """The lists of `word_lists.txt`, by name.
+
+    uncounted: nouns without a plural, which take no article.
+    categories: what stands before the thing in the names of some sets: "seafood squid".
+    abstract: words of names that say what an icon does in a program, or name a brand: nothing that an image shows.
+    """
+    text = (Path(__file__).parent / "word_lists.txt").read_text(encoding="utf-8")
+    return {name: frozenset(words.split()) for name, words in re.findall(r"\[(\w+)\]\n([^\[]*)", text)}
+
+
+_LISTS = _word_lists()
 # Words that end the noun which a name is about: "slice of pizza" is about a slice
 _AFTER_THE_NOUN = re.compile(r",| (?:of|with|in|on|at|from|for|over|under|behind|holding|wearing|and|without) ")
 _PERSON = re.compile(r"(man|woman|person|boy|girl|child|baby|mermaid|horse|couple|family) \w+ing\b")
-_PLURAL = re.compile(r"ics$|ing$|(?<![suia])s$|(?<=glasse)s$")
+_PLURAL = re.compile(r"ics$|ing$|(?<![suia])s$")
 _NO_ARTICLE = re.compile(r"(a|an|the|two|three|four|five|no|my|your|mount|saint|st|men|women|people) ")
-
-
-# Words of names that say what an icon does in a program, or name a brand: nothing that an image shows
-_ABSTRACT = re.compile(
-    r"\b(\w|add|added|alert|align\w*|alphabetical|android|angle|api|app|application|apps|array|arrange|arrows?|ascending|"
-    r"attribution|auto|axis|behance|beta|bezier|bluetooth|braces?|brackets?|breakpoint|broadcast|browser|cached|cancel|"
-    r"caret|chatgpt|checked|checks?|checkbox|checkmark|chevrons?|chrome|cloudy? (?!with)(up|down)|code|collapse|columns?|"
-    r"config\w*|copy|crop|css|ctrl|currency|cursors?|cut|data|database|decrease|delete|deny|descending|desktop share|"
-    r"diagonal|direction|disabled?|discord|dismiss|distribute|divide|dot|dots|double|down|download|dribbble|edit|edge|"
-    r"ellips[ie]s|encryption|enter|equals?|error|exclamation|exclude|exit|expand|export|facebook|fail|favou?rite|figma|"
-    r"filters?|flip|font|footer|format|formatting|forward|framer|function|github|google|grids?|half|header|hide|hidden|"
-    r"hierarchy|horizontal|html|import|increase|increment|indent|index|infinity|info|information|input|insert|"
-    r"instagram|integration|intersect|invert|invisible|italic|json|kanban|keyframes?|latest|layers?|layout|left|"
-    r"letter|like|linkedin|list|loading|loader|login|logout|logos?|loop|math|maximi[sz]e|menu|merge|meta|microsoft|"
-    r"minimi[sz]e|minus|mode|modules?|more|move|multiple|nav|netflix|network|new|next|node|none|notification|"
-    r"notifications|number|numbers|off|on|open source|options?|outgoing|overlap|page break|paginate|pagination|panels?|"
-    r"paragraphs?|paste|path|pathfinder|pause|paused|paypal|pdf|percent|pinterest|play|player|plus|previous|program\w*|"
-    r"question|reddit|redo|refresh|remove|repeat|reply|resize|restore|right|rotate|rotation|rows?|rss|save|scan|"
-    r"scroll|search|select|selection|send|settings?|share|shift|shuffle|signal|skip|skype|slack|slash|slice code|snapchat|"
-    r"sort|space|spacing|spark|sparkle|split|spotify|sql|status|strikethrough|subtract|svg|swap|switch|symbol|"
-    r"sync\w*|tabs?|telegram|template|text|tiktok|toggle|toolbar|transfer|transform|translate|tumblr|twitch|twitter|"
-    r"typography|underline|undo|ungroup|union|unlink|up|update|upload|user interface|ux|ui|uv|vector|vertical|view|"
-    r"viber|vimeo|volume|wechat|whatsapp|wifi|wireless|workflow|wrap|www|x|xml|yelp|youtube|zip|zoom)\b"
-)
-# Categories that stand before the thing in the names of some sets: "seafood squid"
-_CATEGORIES = set(
-    "animal animals astronomy baby clothes content cooking dessert drink drinks food fruit furniture game games kitchen "
-    "makeup music nature outdoors pet science seafood space sport sports tool transport transportation travel "
-    "vegetable vehicle video weather zodiac".split()
-)
 _COUNTED = re.compile(r"(?<=\w) (one|two|three|four|five|six|seven|eight|nine|alt|alternate)$")
 
 
@@ -77,10 +52,10 @@ def phrase(text: str) -> str:
 
 
 def natural(name: str, nouns: "Nouns") -> str:
-    """An icon's name without what its set put there to order it: "sofa two" → "sofa", "seafood squid" → "squid"."""
+    """An icon's name without what orders it in its set: "sofa two" → "sofa", "seafood squid" → "squid"."""
     name = _COUNTED.sub("", name)
     first, _, rest = name.partition(" ")
-    return rest if first in _CATEGORIES and nouns.base(name) is None and nouns.can_be_seen(rest) else name
+    return rest if first in _LISTS["categories"] and nouns.base(name) is None and nouns.can_be_seen(rest) else name
 
 
 def says_what_is_seen(name: str, nouns: "Nouns", only_last: bool) -> bool:
@@ -93,14 +68,15 @@ def says_what_is_seen(name: str, nouns: "Nouns", only_last: bool) -> bool:
     """
     words = name.split()
     seen = any(nouns.can_be_seen(word) for word in (words[-1:] if only_last else words))
-    return seen and len(words) <= 5 and not _ABSTRACT.search(name)
+    is_abstract = any(len(word) == 1 or word in _LISTS["abstract"] for word in words)
+    return seen and len(words) <= 5 and not is_abstract
 
 
 def with_article(name: str, nouns: "Nouns") -> str:
     """A name as a sentence takes it: "red apple" → "a red apple", "dogs" and "snow" stay as they are."""
     subject = _AFTER_THE_NOUN.split(name)[0]
     head = subject.split()[-1]
-    is_singular = nouns.base(head) == head and head not in _UNCOUNTED and not _PLURAL.search(head)
+    is_singular = nouns.base(head) == head and head not in _LISTS["uncounted"] and not _PLURAL.search(head)
     if not (is_singular or _PERSON.match(name)) or _NO_ARTICLE.match(name) or name.startswith("flag of"):
         return f"the {name}" if name.startswith("flag of") else name
     is_vowel = name[0] in "aeio" or re.match(r"u(?!ni|s[abe]|ti|ku|ro|ra)|hour|x ray|honest", name)

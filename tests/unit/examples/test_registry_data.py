@@ -174,14 +174,26 @@ def test_emoji_are_named_as_unicode_names_them(modules, tmp_path, monkeypatch):
     (folder / "shortcodes" / "github.json").write_text(json.dumps({"1F44B": ["wave"]}))
     body = {"body": '<circle r="4"/>'}
     info = {"license": {"title": "MIT"}, "author": {"name": "A. Painter"}, "category": "Emoji"}
-    names = ["x", "waving-hand-dark-skin-tone", "wave", "left-arrow", "flag-for-norway", "unicorn", "odd-dark-skin-tone"]
+    names = [
+        "x",
+        "waving-hand-dark-skin-tone",
+        "wave",
+        "left-arrow",
+        "flag-for-norway",
+        "unicorn",
+        "odd-dark-skin-tone",
+    ]
     icon_set = {"prefix": "noto", "info": info, "icons": dict.fromkeys(names, body), "chars": {"1f44b": "x"}}
     monkeypatch.setattr(sources, "_TONES_KEPT", 1)
     found = list(sources._icon_set(icon_set, sources.Emoji.read(tmp_path)))
     hand, tone = "waving hand", "waving hand, dark skin tone"
     assert [item.name for item in found] == [hand, tone, hand, "flag of norway", "unicorn"]
     assert {item.keywords for item in found[:3]} == {("hello",)}
-    flags = icon_set | {"prefix": "flag", "info": info | {"category": "Flags"}, "icons": {"no-4x3": body, "zz": body}}
+    flags = icon_set | {
+        "prefix": "flag",
+        "info": info | {"category": "Flags"},
+        "icons": {"no-4x3": body, "zz": body},
+    }
     assert [item.name for item in sources._icon_set(flags, sources.Emoji.read(tmp_path))] == ["flag of norway"]
 
 
