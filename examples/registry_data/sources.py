@@ -108,8 +108,7 @@ ONE_COLOUR_SETS = {
     "mynaui": r"^(?!.*solid)",
     "pepicons-print": r"",
     "fluent": r"-24-filled$",
-    "streamline-pixel": r"",
-    "pixelarticons": r"",
+    "pixelarticons": r"^(?!.*sharp)",
     "dinkie-icons": r"^(?!.*small)",
     "ion": r"^(?!.*(outline|sharp))",
     "uil": r"",
@@ -141,9 +140,7 @@ _STYLE = re.compile(
 _TONE = re.compile(r"-(light|medium|dark|tone)")
 _MOST_OF_ONE_TITLE = 15  # drawings of Openclipart
 _ADDED = re.compile(r"[_-]?(\d+|0\d|v\d)$|_[a-z]{1,4}_?\d*$")  # to the names of its files
-_NOT_IN_A_NAME = re.compile(
-    r"^(a|an|the|aiga|clip ?art by nicu buculei) | (clip ?art|icon|svg|bw)$|(?<=[a-z])\d+\b"
-)
+_NOT_IN_A_NAME = re.compile(r"^(a|an|the|aiga) | (clip ?art|icon|svg|bw)$|(?<=[a-z])\d+\b")
 _NOT_ENGLISH = re.compile(r"\b(con|da|de|del|della|des|di|du|el|il|la|le|les|mit|und)\b")
 _SAYS_NOTHING = {
     "art",
@@ -312,7 +309,7 @@ def clip_art(cache: Path) -> Iterator[Item]:
     titles = Counter(phrase(about.get("title", [""])[0]) for _, _, about in drawings)
     for place, text, about in drawings:
         title = phrase(about.get("title", [""])[0])
-        if titles[title] > _MOST_OF_ONE_TITLE:  # a collection's
+        if titles[title] > _MOST_OF_ONE_TITLE or "nicu buculei" in title:  # a collection's, or another drawing's
             title = phrase(_ADDED.sub("", place.name))
         title = _NOT_IN_A_NAME.sub("", title)
         keywords = dict.fromkeys(phrase(word) for word in about.get("li", []) if len(word) < 30)
@@ -411,14 +408,9 @@ def pixels(item: Item, size: int) -> bytes:
     Raises:
         ValueError: it cannot be drawn, or nothing is on it.
     """
-    data = item.image
-    if isinstance(data, str):
-        data = bytes(resvg_py.svg_to_bytes(svg_string=data, height=2 * size, dpi=96, skip_system_fonts=True))
-    picture = Image.open(io.BytesIO(data)).convert("RGBA")
-    box = picture.getbbox()
-    if box is None:
-        raise ValueError(f"{item.key}: nothing to see")
-    picture = picture.crop(box)
+    picture = _cropped(item, size)
+    if max(picture.size) < 0.75 * size:  # it lies in a corner of its page
+        picture = _cropped(item, 2 * size)
     picture.thumbnail((size, size), Image.Resampling.LANCZOS)
     if min(picture.size) < size // 8:
         raise ValueError(f"{item.key}: no more than a line")
@@ -429,8 +421,19 @@ def pixels(item: Item, size: int) -> bytes:
     return file.getvalue()
 
 
+def _cropped(item: Item, height: int) -> Image.Image:
+    data = item.image
+    if isinstance(data, str):
+        data = bytes(resvg_py.svg_to_bytes(svg_string=data, height=height, dpi=96, skip_system_fonts=True))
+    picture = Image.open(io.BytesIO(data)).convert("RGBA")
+    box = picture.getbbox()
+    if box is None:
+        raise ValueError(f"{item.key}: nothing to see")
+    return picture.crop(box)
+
+
 def _ground(picture: Image.Image, key: str) -> tuple[int, ...]:
-    pixels = np.asarray(picture)
-    visible = pixels[pixels[..., 3] > 128]
+    values = np.asarray(picture)
+    visible = values[values[..., 3] > 128]
     is_white = len(visible) > 0 and (visible[:, :3].min(1) > 235).mean() > 0.6
     return tuple(160 + value // 4 for value in _hash(key)[1:]) if is_white else (255, 255, 255)
