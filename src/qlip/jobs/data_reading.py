@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from qlip.data.samples import Fault, Samples, readable
 from qlip.data.stream import Stream
 from qlip.errors import InputError
+from qlip.image_files import open_image
 from qlip.model.image import read_image
 
 CHUNK = 64  # samples that a worker reads at a time
@@ -73,8 +74,7 @@ class Look:
             return Seen(*seen)
         if self.size and min(picture.size) > self.size:
             return Seen(*seen, image=_smaller(picture, self.size), suffix="jpg")
-        with Image.open(io.BytesIO(encoded)) as header:
-            kind = header.format or ""
+        kind = open_image(encoded).format or ""
         return Seen(*seen, image=encoded, suffix=_SUFFIXES.get(kind, kind.lower()))
 
 

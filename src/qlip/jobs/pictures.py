@@ -9,7 +9,7 @@ from PIL import Image
 
 from qlip.errors import InputError
 from qlip.eval.batches import Track
-from qlip.model.image import FORMATS
+from qlip.image_files import is_image_file, is_pipe
 
 
 @dataclass
@@ -47,17 +47,16 @@ class Pictures:
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """Files as they are named, and in folders every file with the suffix of a format that `read_image` takes,
-    however deep; each once.
+    """Files as they are named, and in folders every image, however deep; each once.
 
     Raises:
         InputError: nothing to read.
     """
-    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in suffixes and p.is_file()]
+            files = (p for p in sorted(path.rglob("*")) if not p.is_dir() and not is_pipe(p))
+            inside = [p for p in files if is_image_file(p)]
             if not inside:
                 raise InputError(f"{path}: no pictures in this folder")
             found += inside

@@ -11,11 +11,29 @@ PART = st.text("ab./ü", min_size=1, max_size=4)
 
 
 def test_folders_are_searched_and_files_taken_as_named(tmp_path):
-    for name in ("b.JPG", "a.png", "notes.txt", "sub/c.webp", "d.pdf", "e.mpg", "f.h5", "g.eps"):
+    for name in (
+        "b.JPG",
+        "a.png",
+        "i.jfif",
+        "j.HEIC",
+        "notes.txt",
+        "sub/c.webp",
+        "d.pdf",
+        "e.mpg",
+        "f.h5",
+        "g.eps",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     found = find_pictures([tmp_path / "notes.txt", tmp_path, tmp_path / "a.png"])
-    assert [str(p.relative_to(tmp_path)) for p in found] == ["notes.txt", "a.png", "b.JPG", "sub/c.webp"]
+    assert [str(p.relative_to(tmp_path)) for p in found] == [
+        "notes.txt",
+        "a.png",
+        "b.JPG",
+        "i.jfif",
+        "j.HEIC",
+        "sub/c.webp",
+    ]
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match="none: no pictures"):
         find_pictures([tmp_path / "none"])
