@@ -175,7 +175,8 @@ def open_image(content: bytes) -> Image.Image:
     most = max_pixels()
     if "QLIP_MAX_PIXELS" in os.environ and Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, most)  # some decoders check it themselves
-    image = _open(_Metered(content))
+    file = _Metered(content)
+    image = _open(file)
     width, height = image.size
     if width * height > most:
         raise TooLarge(f"{width}x{height}", most)
@@ -186,7 +187,7 @@ def open_image(content: bytes) -> Image.Image:
         raise InputError(
             f"decoding its {width}x{height} pixels takes {passes} passes: raise QLIP_MAX_PIXELS if you trust it"
         )
-    image.fp.allow(width * height)  # type: ignore[union-attr]
+    file.allow(width * height)
     return image
 
 
@@ -246,7 +247,7 @@ def _open(file: _Metered) -> Image.Image:
         try:
             if not accept or accept(prefix) is True:
                 file.seek(0)
-                return factory(file, "")  # type: ignore[arg-type]
+                return factory(file, "")
         except (SyntaxError, IndexError, TypeError, struct.error):  # not of this format after all
             continue
     raise InputError(f"damaged, or not one of {', '.join(FORMATS)}")

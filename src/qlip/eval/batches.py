@@ -13,9 +13,10 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from qlip.data.samples import BadSample, Fault
+from qlip.data.workers import FromWorkers
 from qlip.errors import InputError
 from qlip.eval.metrics import stack_uint8
 from qlip.eval.options import Resize
@@ -112,7 +113,7 @@ class Pictures(Dataset):
         numbers = range(len(self)) if numbers is None else numbers
         workers = min(num_workers, len(numbers))
         own = torch.Generator()  # or it draws from the one that a training goes on with
-        return DataLoader(self, batch_size=None, sampler=numbers, num_workers=workers, generator=own)
+        return FromWorkers(self, workers, numbers, generator=own)
 
     def digests(self, numbers: range) -> Tensor:
         """The digests (M, 16) of some batches' samples, which are read and not decoded."""

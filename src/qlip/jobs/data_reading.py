@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from qlip.data.samples import Fault, Samples, readable
 from qlip.data.stream import Stream
+from qlip.data.workers import FromWorkers
 from qlip.errors import InputError
 from qlip.image_files import open_image
 from qlip.model.image import read_image
@@ -92,10 +93,10 @@ def read_through(
         at most 64 results, in order, and the seconds of processor time that they took.
     """
     if isinstance(samples, Stream):
-        yield from DataLoader(_Shards(samples, look), batch_size=None, num_workers=num_workers)
+        yield from FromWorkers(_Shards(samples, look), num_workers)
     else:
         chunks = range(0, len(samples), CHUNK)
-        yield from DataLoader(_Chunks(samples, look), batch_size=None, sampler=chunks, num_workers=num_workers)
+        yield from FromWorkers(_Chunks(samples, look), num_workers, chunks)
 
 
 @dataclass(frozen=True)

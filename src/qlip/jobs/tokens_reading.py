@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from qlip.data.samples import BadSample, Fault, readable
 from qlip.data.stream import Read, SampleRange, read_on
+from qlip.data.workers import FromWorkers
 from qlip.errors import InputError
 from qlip.eval.batches import with_captions
 from qlip.jobs.tokens_source import Unit
@@ -96,9 +97,9 @@ class Preparer:
         if len(ranges) == len(units) and all(r.stop - r.start <= self.shard_rows for r in ranges):
             data = _Numbered(self, units)
             workers = num_workers if len(data) > 1 else 0
-            return DataLoader(data, batch_size=None, sampler=range(len(data)), num_workers=workers)
+            return FromWorkers(data, workers, range(len(data)))
         streamed = _Streamed(self, units, first_pieces)
-        return DataLoader(streamed, batch_size=None, num_workers=min(num_workers, len(units)))
+        return FromWorkers(streamed, min(num_workers, len(units)))
 
     def batch(self, found: Iterable[dict[str, Any] | Fault], **place: Any) -> Batch:
         """Decode samples."""

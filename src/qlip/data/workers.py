@@ -1,0 +1,91 @@
+"""Batches from worker processes: each arrives, or the job ends with the reason and the remedy.
+
+A `DataLoader` sends tensors through /dev/shm, in a thread of the worker. Where that is full (a container's usually
+has 64 MiB) the thread fails, the worker lives on, and the job waits for ever. Here a worker pickles its batch
+itself, and a batch that finds no room goes through the pipe, as plain bytes.
+"""
+
+import pickle
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import torch.multiprocessing  # noqa: F401  # teaches ForkingPickler shared memory
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from qlip.errors import InputError, one_line
+
+
+class FromWorkers:
+    """What a data set gives, made by worker processes, in order; it has a length where that is known."""
+
+    def __init__(
+        self,
+        dataset: Dataset | Callable[[Any], Any],
+        num_workers: int,
+        sampler: Iterable | None = None,
+        **options: Any,
+    ):
+        """Hold the data.
+
+        Args:
+            dataset: an `IterableDataset`; or what gives an item for each of `sampler`: a `Dataset` or a function.
+            num_workers: processes; 0: this one.
+            sampler: indices.
+            options: of `DataLoader`.
+        """
+        self._sent = num_workers > 0
+        if not isinstance(dataset, IterableDataset):
+            get = dataset.__getitem__ if isinstance(dataset, Dataset) else dataset
+            dataset = _Items(get, self._sent)
+        elif self._sent:
+            dataset = _Stream(dataset)
+        self._loader: DataLoader = DataLoader(
+            dataset, batch_size=None, sampler=sampler, num_workers=num_workers, **options
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Each item.
+
+        Raises:
+            InputError: a worker ended: it was killed, or memory ran out.
+        """
+        try:
+            for item in self._loader:
+                yield pickle.loads(item) if self._sent else item  # made by our own process
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise InputError(
+                f"a worker process ended ({one_line(error)}): it may have lacked memory; lower --num-workers, or "
+                "use --num-workers 0; in a container a larger --shm-size can help"
+            ) from error
+
+
+@dataclass(frozen=True)
+class _Items(Dataset):
+    get: Callable[[Any], Any]
+    sent: bool
+
+    def __getitem__(self, index: Any) -> Any:
+        return _pickled(self.get(index)) if self.sent else self.get(index)
+
+
+@dataclass(frozen=True)
+class _Stream(IterableDataset):
+    source: IterableDataset
+
+    def __iter__(self) -> Iterator[bytes]:
+        return map(_pickled, self.source)
+
+
+def _pickled(item: Any) -> bytes:
+    """An item whose tensors lie in shared memory, or where that is full in the bytes themselves."""
+    try:
+        return bytes(ForkingPickler.dumps(item))
+    except (RuntimeError, OSError):
+        return pickle.dumps(item)
