@@ -35,11 +35,11 @@ class FromWorkers:
             sampler: indices.
             options: of `DataLoader`.
         """
-        self._sent = num_workers > 0
+        sent = num_workers > 0
         if not isinstance(dataset, IterableDataset):
             get = dataset.__getitem__ if isinstance(dataset, Dataset) else dataset
-            dataset = _Items(get, self._sent)
-        elif self._sent:
+            dataset = _Items(get, sent)
+        elif sent:
             dataset = _Stream(dataset)
         self._loader: DataLoader = DataLoader(
             dataset, batch_size=None, sampler=sampler, num_workers=num_workers, **options
@@ -55,10 +55,9 @@ class FromWorkers:
             InputError: a worker ended: it was killed, or memory ran out.
         """
         try:
-            for item in self._loader:
-                yield pickle.loads(item) if self._sent else item  # made by our own process
+            yield from self._loader
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if not str(error).startswith("DataLoader worker"):
                 raise
             raise InputError(
                 f"a worker process ended ({one_line(error)}): it may have lacked memory; lower --num-workers, or "
@@ -72,20 +71,28 @@ class _Items(Dataset):
     sent: bool
 
     def __getitem__(self, index: Any) -> Any:
-        return _pickled(self.get(index)) if self.sent else self.get(index)
+        return _Pickled(self.get(index)) if self.sent else self.get(index)
 
 
 @dataclass(frozen=True)
 class _Stream(IterableDataset):
     source: IterableDataset
 
-    def __iter__(self) -> Iterator[bytes]:
-        return map(_pickled, self.source)
+    def __iter__(self) -> Iterator["_Pickled"]:
+        return map(_Pickled, self.source)
 
 
-def _pickled(item: Any) -> bytes:
-    """An item whose tensors lie in shared memory, or where that is full in the bytes themselves."""
-    try:
-        return bytes(ForkingPickler.dumps(item))
-    except (RuntimeError, OSError):
-        return pickle.dumps(item)
+class _Pickled:
+    """An item, pickled: its tensors lie in shared memory, or where that is full among the bytes.
+
+    Whoever receives it has the item again, and at once: shared memory is handed over by a worker that lives.
+    """
+
+    def __init__(self, item: Any):
+        try:
+            self._content = bytes(ForkingPickler.dumps(item))
+        except (RuntimeError, OSError):
+            self._content = pickle.dumps(item)
+
+    def __reduce__(self) -> tuple[Callable, tuple[bytes]]:
+        return pickle.loads, (self._content,)

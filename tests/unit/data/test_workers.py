@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def no_room(item):
 @pytest.mark.parametrize("full", (False, True))
 def test_batches_arrive_in_order_also_where_shared_memory_is_full(monkeypatch, num_workers, full):
     if full:
-        monkeypatch.setattr(workers.ForkingPickler, "dumps", no_room)
+        monkeypatch.setattr(workers, "ForkingPickler", SimpleNamespace(dumps=no_room))
     given = FromWorkers(batch, num_workers, range(4))
     streamed = FromWorkers(Stream(), min(num_workers, 1))
     assert len(given) == 4
