@@ -26,10 +26,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from qlip.data.buckets import Buckets, Size
+from qlip.data.delivery import FromWorkers
 from qlip.data.journal import Journal
 from qlip.data.samples import BadSample, Fault
 from qlip.data.stream import Reader, Stream
-from qlip.data.workers import FromWorkers
 from qlip.errors import InputError
 
 Transform = Callable[..., Tensor]

@@ -24,10 +24,10 @@ import torch
 from torch.utils.data import Dataset
 
 from qlip.bits import tokens_to_sub_tokens
+from qlip.data.delivery import FromWorkers
 from qlip.data.loader import order, outlive_sigterm
 from qlip.data.parquet import readable
 from qlip.data.token_file import KEPT, ROW_GROUP, TokenFiles, TokenFormat
-from qlip.data.workers import FromWorkers
 from qlip.errors import InputError, one_line
 
 Source = str | os.PathLike[str]

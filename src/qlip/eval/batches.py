@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from qlip.data.delivery import FromWorkers
 from qlip.data.samples import BadSample, Fault
-from qlip.data.workers import FromWorkers
 from qlip.errors import InputError
 from qlip.eval.metrics import stack_uint8
 from qlip.eval.options import Resize

@@ -10,9 +10,9 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from qlip.data.delivery import FromWorkers
 from qlip.data.samples import Fault, Samples, readable
 from qlip.data.stream import Stream
-from qlip.data.workers import FromWorkers
 from qlip.errors import InputError
 from qlip.image_files import open_image
 from qlip.model.image import read_image

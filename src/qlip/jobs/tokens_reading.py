@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from qlip.data.delivery import FromWorkers
 from qlip.data.samples import BadSample, Fault, readable
 from qlip.data.stream import Read, SampleRange, read_on
-from qlip.data.workers import FromWorkers
 from qlip.errors import InputError
 from qlip.eval.batches import with_captions
 from qlip.jobs.tokens_source import Unit

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from qlip.data.delivery import FromWorkers
 from qlip.data.loader import outlive_sigterm
-from qlip.data.workers import FromWorkers
 from qlip.errors import InputError
 from qlip.um3.config import FRAME, UM3Config
 from qlip.um3.layout import image_to_text, text_to_image

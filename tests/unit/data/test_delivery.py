@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils.data import IterableDataset
 
-from qlip.data import workers
-from qlip.data.workers import FromWorkers
+from qlip.data import delivery
+from qlip.data.delivery import FromWorkers
 from qlip.errors import InputError
 
 
@@ -31,7 +31,7 @@ def no_room(item):
 @pytest.mark.parametrize("full", (False, True))
 def test_batches_arrive_in_order_also_where_shared_memory_is_full(monkeypatch, num_workers, full):
     if full:
-        monkeypatch.setattr(workers, "ForkingPickler", SimpleNamespace(dumps=no_room))
+        monkeypatch.setattr(delivery, "ForkingPickler", SimpleNamespace(dumps=no_room))
     given = FromWorkers(batch, num_workers, range(4))
     streamed = FromWorkers(Stream(), min(num_workers, 1))
     assert len(given) == 4
