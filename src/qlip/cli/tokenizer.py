@@ -13,6 +13,7 @@ from qlip.cli.data import Sources, Workers
 from qlip.cli.options import (
     DEFAULT_MODEL,
     Device,
+    HowToResize,
     ImageSize,
     Json,
     Model,
@@ -144,6 +145,7 @@ def reconstruct(
     out: Path,
     model: Model = DEFAULT_MODEL,
     image_size: ImageSize = None,
+    resize: HowToResize = "crop",
     device: Device = "auto",
     strict: Strict = False,
     json: Json = False,
@@ -157,7 +159,7 @@ def reconstruct(
     from qlip.jobs.reconstruct import reconstruct_files
 
     tokenizer = load(model, device, image_size=image_size)
-    results, failures = reconstruct_files(tokenizer, paths, out, track("rebuilding"))
+    results, failures = reconstruct_files(tokenizer, paths, out, track("rebuilding"), resize)
     mean = {name: sum(getattr(r, name) for r in results) / max(1, len(results)) for name in ("psnr", "ssim")}
     if json:
         pictures = [asdict(r) for r in results]
@@ -184,6 +186,7 @@ def classify(
     top: int = 3,
     model: Model = DEFAULT_MODEL,
     image_size: ImageSize = None,
+    resize: HowToResize = "crop",
     device: Device = "auto",
     strict: Strict = False,
     json: Json = False,
@@ -199,7 +202,7 @@ def classify(
     from qlip.jobs.classify import classify_files
 
     tokenizer = load(model, device, image_size=image_size)
-    results, failures = classify_files(tokenizer, paths, labels, templates, track("classifying"))
+    results, failures = classify_files(tokenizer, paths, labels, templates, track("classifying"), resize)
     if json:
         pictures = [{"path": path, "labels": probabilities} for path, probabilities in results]
         print_json({"pictures": pictures, "failed": failures})

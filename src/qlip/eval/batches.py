@@ -20,7 +20,7 @@ from qlip.data.samples import BadSample, Fault
 from qlip.errors import InputError
 from qlip.eval.metrics import stack_uint8
 from qlip.eval.options import Resize
-from qlip.model.image import ImageProcessor, read_image
+from qlip.model.image import ImageProcessor
 from qlip.train.distributed import rank, world_size
 
 BATCH_SIZE = 64
@@ -98,10 +98,7 @@ class Pictures(Dataset):
 
     def prepare(self, image: bytes) -> Image.Image:
         """Read a picture and bring it to size, 8-bit RGB."""
-        if self.resize == "crop":
-            return self.processor.preprocess(image)
-        height, width = self.processor.size
-        return read_image(image).resize((width, height), self.processor.resample)
+        return self.processor.preprocess(image, self.resize)
 
     def batches(self, numbers: range | None = None, num_workers: int = 0) -> Iterable[Batch]:
         """Some batches, or all, in order; as many as its length says.

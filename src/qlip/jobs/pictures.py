@@ -1,7 +1,8 @@
 """Many pictures in, one result each: what a person named, what could be read, what could not."""
 
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -10,6 +11,12 @@ from PIL import Image
 from qlip.errors import InputError
 from qlip.eval.batches import Track
 from qlip.image_files import is_image_file, is_pipe
+
+logger = logging.getLogger("qlip")
+_PARTS = {
+    "cropped": "of %s the middle is used: --resize squash uses all of them",
+    "first_frame": "of %s that are animations, or have pages, the first one is used",
+}
 
 
 @dataclass
@@ -21,12 +28,14 @@ class Pictures:
         read: from a path to a picture; raises InputError.
         batch_size: how many at once.
         failures: one line for each file that could not be read, filled while iterating.
+        partly: how many images are not seen whole, by what is seen of them, filled likewise.
     """
 
     paths: Sequence[Path]
     read: Callable[[Path], Image.Image]
     batch_size: int = 32
     failures: list[str] = field(default_factory=list)
+    partly: Counter[str] = field(default_factory=Counter)
 
     def batches(self, track: Track = iter) -> Iterator[tuple[list[Path], list[Image.Image]]]:
         """Batches of paths and their pictures, never empty."""
@@ -38,12 +47,20 @@ class Pictures:
             except InputError as error:
                 self.failures.append(str(error))
                 continue
+            self.partly.update(_PARTS.keys() & getattr(pictures[-1], "info", {}).keys())
             paths.append(path)
             if len(paths) == self.batch_size:
                 yield paths, pictures
                 paths, pictures = [], []
         if paths:
             yield paths, pictures
+        say_partly(self.partly)
+
+
+def say_partly(partly: Mapping[str, int]) -> None:
+    """Log, once, how many images are not seen whole."""
+    for name, count in sorted(partly.items()):
+        logger.info(_PARTS[name], f"{count:,} image{'s' * (count != 1)}")
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:

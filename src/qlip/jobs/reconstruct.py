@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -10,6 +11,7 @@ from qlip.eval.batches import Track
 from qlip.eval.metrics import psnr, ssim, stack_uint8, to_uint8
 from qlip.jobs.pictures import Pictures, find_pictures, output_names
 from qlip.jobs.tokens import save_png
+from qlip.model.image import Resize
 from qlip.model.qlip import QLIP
 
 
@@ -31,7 +33,7 @@ class Rebuilt:
 
 
 def reconstruct_files(
-    model: QLIP, paths: Sequence[Path], out: Path, track: Track = iter
+    model: QLIP, paths: Sequence[Path], out: Path, track: Track = iter, resize: Resize = "crop"
 ) -> tuple[list[Rebuilt], list[str]]:
     """Tokenize and rebuild pictures at the model's size.
 
@@ -40,11 +42,12 @@ def reconstruct_files(
         paths: files and folders.
         out: folder for the side-by-side PNGs.
         track: shows progress.
+        resize: see `ImageProcessor.preprocess`.
 
     Returns:
         a result for each picture, and a line for each that failed.
     """
-    pictures = Pictures(find_pictures(paths), model.need_image_processor().preprocess)
+    pictures = Pictures(find_pictures(paths), partial(model.need_image_processor().preprocess, resize=resize))
     names = dict(zip(pictures.paths, output_names([str(path) for path in pictures.paths]), strict=True))
     results = []
     for batch, originals in pictures.batches(track):

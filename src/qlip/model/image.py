@@ -9,7 +9,7 @@ import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+Resize = Literal["crop", "squash"]
+_BY = "prepared_by"  # who made an image, in its `info`
 
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF, and its value
 
@@ -105,7 +108,19 @@ def image_size(content: bytes) -> tuple[int, int]:
 
 
 def _decode(content: bytes, name: str) -> Image.Image:
-    return _to_rgb(_open(content, name), name)
+    image = _open(content, name)
+    pixels = _to_rgb(image, name)
+    if _is_animated(image):
+        pixels.info["first_frame"] = True
+    return pixels
+
+
+def _is_animated(image: Image.Image) -> bool:
+    """Whether there is more to see; JPEG's further images are previews and the like."""
+    try:
+        return image.format in ("GIF", "PNG", "WEBP", "AVIF", "TIFF") and getattr(image, "is_animated", False)
+    except Exception:  # what follows the first frame is damaged, or too much
+        return True
 
 
 def _open(content: bytes, name: str) -> Image.Image:
@@ -357,16 +372,32 @@ class ImageProcessor:
         pixels = [self.normalize(self.preprocess(image)) for image in as_images(images)]
         return torch.stack(pixels) if pixels else torch.empty(0, 3, *self.size)
 
-    def preprocess(self, image: ImageSource) -> Image.Image:
-        """Read, resize and crop one picture.
+    def preprocess(self, image: ImageSource, resize: Resize = "crop") -> Image.Image:
+        """Read one image and bring it to size.
+
+        Args:
+            image: see `read_image`. One that this processor has prepared stays as it is.
+            resize: "crop": the short side to the processor's length, then the middle; "squash": the whole image to
+                the crop's size, whatever its aspect.
 
         Returns:
-            8-bit RGB of the crop's size: what the model sees, to compare its reconstruction with.
+            8-bit RGB of the crop's size: what the model sees, to compare its reconstruction with. Its `info` tells
+            whether something was left out: `first_frame` of an animation, `cropped`.
 
         Raises:
             InputError: the image cannot be read.
         """
+        if isinstance(image, Image.Image) and image.size == self.size[::-1] and image.info.get(_BY) == self:
+            return image
         image = read_image(image)
+        prepared = self._crop(image) if resize == "crop" else image.resize(self.size[::-1], self.resample)
+        height, width = self.size
+        ratio = image.width * height / (image.height * width)  # 1: all of it is seen, but for rounding
+        is_cropped = resize == "crop" and not 0.98 < ratio < 1.02
+        prepared.info = image.info | {_BY: self} | ({"cropped": True} if is_cropped else {})
+        return prepared
+
+    def _crop(self, image: Image.Image) -> Image.Image:
         crop_height, crop_width = self.size
         sides = zip(image.size, (crop_width, crop_height), strict=True)
         short, crop = min(sides, key=lambda side: side[0] / side[1])  # short beside the crop's

@@ -3,9 +3,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from qlip.errors import InputError
 from qlip.jobs.pictures import Pictures, find_pictures, output_names
+from qlip.model.image import ImageProcessor
 
 PART = st.text("ab./ü", min_size=1, max_size=4)
 
@@ -81,3 +83,17 @@ def test_outputs_are_all_different_and_inside_the_folder(keys):
     assert len(set(names)) == len(keys)
     for name in names:
         assert not name.is_absolute() and ".." not in name.parts and name.suffix == ".png"
+
+
+def test_what_is_not_seen_whole_is_said_once(tmp_path, caplog):
+    read = ImageProcessor(16, 16).preprocess
+    for i, size in enumerate([(30, 20), (20, 30), (20, 20)]):
+        Image.new("RGB", size).save(tmp_path / f"{i}.png")
+    frames = [Image.new("L", (20, 20), i) for i in range(3)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    with caplog.at_level("INFO", "qlip"):
+        assert len(list(Pictures(find_pictures([tmp_path]), read, 1).batches())) == 4
+    assert [record.getMessage() for record in caplog.records] == [
+        "of 2 images the middle is used: --resize squash uses all of them",
+        "of 1 image that are animations, or have pages, the first one is used",
+    ]

@@ -542,6 +542,36 @@ def test_a_thread_of_a_picture_costs_little(size):
     assert (pixels(ImageProcessor(256, 256).preprocess(image)) == [10, 200, 30]).all()
 
 
+def test_what_a_processor_prepared_stays_as_it_is():
+    processor = ImageProcessor(24, 16)  # a second time would cut off more
+    for how in ("crop", "squash"):
+        prepared = processor.preprocess(photo(90, 60), how)
+        assert processor.preprocess(prepared) is prepared
+        torch.testing.assert_close(processor(prepared)[0], processor.normalize(prepared), rtol=0, atol=0)
+    smaller = prepared.resize((8, 8))
+    assert processor.preprocess(smaller).size == (16, 16)
+    assert pixels(ImageProcessor(16, 16).preprocess(prepared)).shape == (16, 16, 3)
+
+
+def test_what_is_left_out_is_in_the_info():
+    processor = ImageProcessor(16, 16)
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime")]
+    for format in ("GIF", "WEBP", "PNG", "TIFF", "AVIF"):
+        animation = encode(frames[0], format, save_all=True, append_images=frames[1:])
+        assert processor.preprocess(animation).info.get("first_frame"), format
+        assert "first_frame" not in processor.preprocess(encode(frames[0], format)).info
+    assert processor.preprocess(photo(90, 60)).info.get("cropped")
+    assert "cropped" not in processor.preprocess(photo(90, 60), "squash").info
+    assert "cropped" not in processor.preprocess(photo(60, 60)).info
+
+
+def test_squashing_keeps_the_whole_image():
+    prepared = ImageProcessor(16, 16).preprocess(photo(90, 60), "squash")
+    np.testing.assert_array_equal(
+        pixels(prepared), pixels(photo(90, 60).resize((16, 16), Image.Resampling.BICUBIC))
+    )
+
+
 def test_one_many_and_batches():
     processor = ImageProcessor(16, 12)
     batch = torch.rand(4, 3, 20, 30)
