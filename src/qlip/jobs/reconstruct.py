@@ -9,6 +9,7 @@ from PIL import Image
 
 from qlip.eval.batches import Track
 from qlip.eval.metrics import psnr, ssim, stack_uint8, to_uint8
+from qlip.files import place_in
 from qlip.jobs.pictures import Pictures, find_pictures, output_names
 from qlip.jobs.tokens import save_png
 from qlip.model.image import Resize
@@ -57,6 +58,7 @@ def reconstruct_files(
             pair = Image.new("RGB", (2 * original.width, original.height))
             pair.paste(original, (0, 0))
             pair.paste(Image.fromarray(rebuilt.permute(1, 2, 0).numpy()), (original.width, 0))
-            save_png(pair, out / names[path])
-            results.append(Rebuilt(path, out / names[path], float(picture_psnr), float(picture_ssim)))
+            output = place_in(out, names[path])
+            save_png(pair, output)
+            results.append(Rebuilt(path, output, float(picture_psnr), float(picture_ssim)))
     return results, pictures.failures
