@@ -90,6 +90,7 @@ def tokenize(
     out: Path,
     model: Model = DEFAULT_MODEL,
     image_size: ImageSize = None,
+    resize: HowToResize = "crop",
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     keep: tuple[Literal["caption", "captions", "label"], ...] = (),
     shard_rows: int = 10_000,
@@ -114,7 +115,9 @@ def tokenize(
     from qlip.jobs.tokens import tokenize as run_tokenize
     from qlip.jobs.tokens_job import Job
 
-    job = Job(model, sources, out, image_size, dtype, keep, shard_rows, batch_size, num_workers, device, engine)
+    job = Job(
+        model, sources, out, image_size, dtype, keep, shard_rows, batch_size, num_workers, device, engine, resize
+    )
     done = run_tokenize(job, track("tokenizing"))
     if done.files:
         say(f"{count_pictures(done.num_rows)} in {and_more(done.files)}")

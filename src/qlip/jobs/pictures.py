@@ -47,7 +47,7 @@ class Pictures:
             except InputError as error:
                 self.failures.append(str(error))
                 continue
-            self.partly.update(_PARTS.keys() & getattr(pictures[-1], "info", {}).keys())
+            self.partly.update(parts_of(pictures[-1]))
             paths.append(path)
             if len(paths) == self.batch_size:
                 yield paths, pictures
@@ -55,6 +55,11 @@ class Pictures:
         if paths:
             yield paths, pictures
         say_partly(self.partly)
+
+
+def parts_of(image: Image.Image) -> set[str]:
+    """What is seen of an image that `ImageProcessor.preprocess` gave, if not all of it."""
+    return _PARTS.keys() & getattr(image, "info", {}).keys()
 
 
 def say_partly(partly: Mapping[str, int]) -> None:

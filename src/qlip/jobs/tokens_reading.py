@@ -8,6 +8,7 @@ back, since that is all one can do with them.
 """
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,8 +24,9 @@ from qlip.data.samples import BadSample, Fault, readable
 from qlip.data.stream import Read, SampleRange, read_on
 from qlip.errors import InputError
 from qlip.eval.batches import with_captions
+from qlip.jobs.pictures import parts_of
 from qlip.jobs.tokens_source import Unit
-from qlip.model.image import ImageProcessor
+from qlip.model.image import ImageProcessor, Resize
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Batch:
         kept: columns of B values.
         num_samples: that the batch is of, those that could not be used included.
         faults: these.
+        partly: how many images are not seen whole, by what is seen of them.
         ends_piece: whether it is the piece's last.
         ends_unit: whether it is the unit's last.
     """
@@ -50,6 +53,7 @@ class Batch:
     kept: dict[str, list[Any]]
     num_samples: int
     faults: list[Fault]
+    partly: Counter[str]
     ends_piece: bool
     ends_unit: bool
 
@@ -76,12 +80,14 @@ class Preparer:
         keep: columns to keep: "caption" (the first where there are several), "captions", "label".
         batch_size: samples of a batch.
         shard_rows: samples of a piece.
+        resize: see `ImageProcessor.preprocess`.
     """
 
     processor: ImageProcessor
     keep: Sequence[str]
     batch_size: int
     shard_rows: int
+    resize: Resize = "crop"
 
     def batches(
         self, units: Sequence[Unit], first_pieces: Sequence[int], num_workers: int
@@ -107,13 +113,16 @@ class Preparer:
         keys: list[str] = []
         rows: list[list[Any]] = []
         faults: list[Fault] = []
+        partly: Counter[str] = Counter()
         for sample in found:
             if isinstance(sample, Fault):
                 faults.append(sample)
                 continue
             try:
                 row = [_kept(sample, name) for name in self.keep]
-                pixel_values.append(self.processor.normalize(self.processor.preprocess(sample["image"])))
+                image = self.processor.preprocess(sample["image"], self.resize)
+                pixel_values.append(self.processor.normalize(image))
+                partly.update(parts_of(image))
             except InputError as error:
                 reason = error.reason if isinstance(error, BadSample) else str(error)
                 faults.append(Fault(sample["key"], reason))
@@ -123,7 +132,13 @@ class Preparer:
         stacked = torch.stack(pixel_values) if pixel_values else torch.empty(0, 3, *self.processor.size)
         kept = {name: [row[i] for row in rows] for i, name in enumerate(self.keep)}
         return Batch(
-            pixel_values=stacked, keys=keys, kept=kept, num_samples=len(keys) + len(faults), faults=faults, **place
+            pixel_values=stacked,
+            keys=keys,
+            kept=kept,
+            num_samples=len(keys) + len(faults),
+            faults=faults,
+            partly=partly,
+            **place,
         )
 
 
