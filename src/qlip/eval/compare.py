@@ -103,7 +103,7 @@ def draw_rates(found: Mapping[str, Any], path: Path) -> None:
 
 
 def _files(picture: Image.Image, targets: Sequence[int], headers: Mapping[str, int]) -> dict[str, bytes]:
-    found = {}
+    found: dict[str, bytes] = {}
     for codec in CODECS:
         encode = codec.encoder(picture)
         qualities = [q for q in QUALITIES if codec.lowest <= q <= codec.highest]
