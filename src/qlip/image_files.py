@@ -22,7 +22,7 @@ import stat
 import struct
 import sys
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from qlip.errors import InputError, one_line
 
@@ -189,6 +189,26 @@ def open_image(content: bytes) -> Image.Image:
         )
     file.allow(width * height)
     return image
+
+
+def image_size(content: bytes) -> tuple[int, int]:
+    """Height and width of an encoded image once it is upright, from its header alone.
+
+    Raises:
+        InputError: it is no image. Decoders raise other things, too.
+    """
+    image = open_image(content)
+    width, height = image.size
+    turned = image.format != "TIFF" and orientation_of(image) in (5, 6, 7, 8)  # PIL turns TIFF itself
+    return (width, height) if turned else (height, width)
+
+
+def orientation_of(image: Image.Image) -> int | None:
+    """The EXIF orientation of an image, 1 to 8, where it says one."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # an unreadable EXIF block says nothing; the image beside it is good
+        return None
 
 
 class TooLarge(InputError):

@@ -12,7 +12,6 @@ from rich.logging import RichHandler
 from qlip.cli import data, eval, figures, llava, t2i, tokenizer, tokens, training, um3
 from qlip.cli.options import CONFIG, err, rank
 from qlip.errors import InputError, SharedError
-from qlip.image_files import allow_outside, set_max_pixels
 
 FROM_RECIPE: dict[str, Callable[..., int]] = {
     "train": training.train,
@@ -92,9 +91,12 @@ def _set_image_options(argv: list[str]) -> list[str]:
     parser.add_argument("--max-pixels", type=int)
     parser.add_argument("--allow-outside", action="store_true")
     options, rest = parser.parse_known_args(argv)
-    set_max_pixels(options.max_pixels)
-    if options.allow_outside:
-        allow_outside()
+    if options.max_pixels is not None or options.allow_outside:
+        from qlip.image_files import allow_outside, set_max_pixels
+
+        set_max_pixels(options.max_pixels)
+        if options.allow_outside:
+            allow_outside()
     return rest
 
 

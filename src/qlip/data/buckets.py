@@ -14,7 +14,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from qlip.errors import InputError
-from qlip.model.image import image_size
+from qlip.image_files import image_size
 
 logger = logging.getLogger("qlip")
 

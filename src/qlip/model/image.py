@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 
 from qlip.errors import InputError, one_line
-from qlip.image_files import TooLarge, max_pixels, open_image, read_file
+from qlip.image_files import TooLarge, max_pixels, open_image, orientation_of, read_file
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
 
@@ -94,19 +94,6 @@ def read_image(source: ImageSource) -> Image.Image:
     )
 
 
-def image_size(content: bytes) -> tuple[int, int]:
-    """Height and width of an encoded image once it is upright, from its header alone.
-
-    Raises:
-        InputError: it is no image.
-    """
-    name = f"the image of {len(content)} bytes"
-    image = _open(content, name)
-    width, height = image.size
-    turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)  # PIL turns TIFF itself
-    return (width, height) if turned else (height, width)
-
-
 def _decode(content: bytes, name: str) -> Image.Image:
     image = _open(content, name)
     pixels = _to_rgb(image, name)
@@ -162,15 +149,8 @@ def to_pictures(pixels: Tensor) -> list[Image.Image]:
 def _upright(image: Image.Image) -> Image.Image:
     """A copy, turned as its EXIF orientation says."""
     # Not ImageOps.exif_transpose: it also rewrites the other tags, and fails on those it cannot write.
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image.copy()
-
-
-def _orientation(image: Image.Image) -> int | None:
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # an unreadable EXIF block says nothing; the picture beside it is good
-        return None
 
 
 def _clear_value(image: Image.Image) -> int | tuple[int, ...] | None:

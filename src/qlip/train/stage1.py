@@ -89,9 +89,7 @@ class Stage1Config(OptimizerConfig):
         if not 0 <= self.drop_tokens < 1:
             raise InputError(f"drop_tokens is {self.drop_tokens}: it must be a share in [0, 1)")
         if self.drop_tokens and self.reconstruct_every == 1:
-            raise InputError(
-                "drop_tokens is for images that are not reconstructed: set reconstruct_every above 1"
-            )
+            raise InputError("drop_tokens is for images that are not reconstructed: set reconstruct_every above 1")
         if self.reconstruct_every > 1 and not (self.reconstruction_weight and self.alignment_weight):
             raise InputError("reconstruct_every leaves images to alignment alone: neither weight may be 0")
         if not 0 <= self.balance_smoothing < 1:

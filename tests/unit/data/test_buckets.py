@@ -12,7 +12,8 @@ from qlip.data.buckets import Buckets, assign
 from qlip.data.journal import Journal
 from qlip.data.loader import TrainingSet, batches, order
 from qlip.errors import InputError
-from qlip.model.image import image_size, read_image
+from qlip.image_files import image_size
+from qlip.model.image import read_image
 
 SIZES = ((64, 64), (64, 96), (96, 64))
 
