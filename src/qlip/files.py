@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from qlip.errors import InputError
 
@@ -25,6 +25,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if unfinished.is_symlink():  # somebody laid it there: what is written must not follow it
+            unfinished.unlink()
         yield unfinished
         unfinished.replace(path)
     except OSError as error:
@@ -35,6 +37,22 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+def place_in(folder: Path, name: PurePath) -> Path:
+    """Where a file goes whose name comes from data: in `folder`, and nowhere else.
+
+    Args:
+        folder: the folder; it may be a link itself.
+        name: relative, without "..".
+
+    Raises:
+        InputError: a link in the folder leads out of it, or stands where the file would be.
+    """
+    path = folder / name
+    if path.is_symlink() or not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{path} is a link, or lies behind one: remove it, or choose another --out")
+    return path
 
 
 def checksum(path: Path) -> str:

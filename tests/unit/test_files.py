@@ -1,10 +1,11 @@
 import errno
+from pathlib import PurePath
 
 import pytest
 from PIL import Image
 
 from qlip.errors import InputError
-from qlip.files import whole_file
+from qlip.files import place_in, whole_file
 
 
 def test_the_file_appears_when_the_block_ends_well(tmp_path):
@@ -31,3 +32,22 @@ def test_errors_of_other_files_pass_through(tmp_path):
     with pytest.raises(Image.UnidentifiedImageError), whole_file(tmp_path / "c"):
         Image.open(tmp_path / "cut.bmp")
     assert [p.name for p in tmp_path.iterdir()] == ["cut.bmp"]
+
+
+def test_a_link_that_somebody_laid_is_not_followed(tmp_path):
+    outside, out = tmp_path / "outside", tmp_path / "out"
+    outside.mkdir()
+    out.mkdir()
+    (outside / "a.txt").write_text("theirs")
+    (out / ".a.txt.unfinished").symlink_to(outside / "a.txt")
+    with whole_file(out / "a.txt") as unfinished:
+        unfinished.write_text("ours")
+    assert (out / "a.txt").read_text() == "ours"
+    (out / "sub").symlink_to(outside)
+    (out / "b.txt").symlink_to(outside / "a.txt")
+    for name in ("sub/a.txt", "b.txt"):
+        with pytest.raises(InputError, match="is a link, or lies behind one"):
+            place_in(out, PurePath(name))
+    assert (outside / "a.txt").read_text() == "theirs"
+    (tmp_path / "linked").symlink_to(out)
+    assert place_in(tmp_path / "linked", PurePath("new/a.txt")) == tmp_path / "linked/new/a.txt"

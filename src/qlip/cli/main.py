@@ -1,5 +1,6 @@
 """From the arguments to a command and its exit code."""
 
+import argparse
 import logging
 import os
 import sys
@@ -73,12 +74,32 @@ def main() -> None:
 
 
 def _dispatch(argv: list[str]) -> int:
+    argv = _set_image_options(argv)
     if argv and argv[0] in FROM_RECIPE:  # their options come from the recipe that they name
         return FROM_RECIPE[argv[0]](*argv[1:])
-    description = "Text-aligned visual tokens: pictures to a few binary tokens and back, and to words."
+    description = (
+        "Text-aligned visual tokens: pictures to a few binary tokens and back, and to words.\n\n"
+        "Every command that reads images takes --max-pixels N (for images larger than 89 megapixels) and "
+        "--allow-outside (rows of data may name files outside of their own folder)."
+    )
     return tyro.extras.subcommand_cli_from_dict(
         COMMANDS, args=argv, prog="qlip", description=description, config=CONFIG
     )
+
+
+def _set_image_options(argv: list[str]) -> list[str]:
+    """Take the options of all commands that read images; what is left is the command's."""
+    parser = argparse.ArgumentParser(prog="qlip", add_help=False, allow_abbrev=False)
+    parser.add_argument("--max-pixels", type=int)
+    parser.add_argument("--allow-outside", action="store_true")
+    options, rest = parser.parse_known_args(argv)
+    if options.max_pixels is not None or options.allow_outside:
+        from qlip.image_files import allow_outside, set_max_pixels
+
+        set_max_pixels(options.max_pixels)
+        if options.allow_outside:
+            allow_outside()
+    return rest
 
 
 def _fail(error: Exception) -> int:

@@ -34,6 +34,10 @@ ImageSize = Annotated[
         metavar="SIDE|HEIGHT WIDTH", help="Pixels of the pictures, in whole patches; default: the model's."
     ),
 ]
+HowToResize = Annotated[
+    Literal["crop", "squash"],
+    tyro.conf.arg(help="crop: the middle of each image; squash: all of it, whatever its aspect."),
+]
 Json = Annotated[bool, tyro.conf.arg(help="Print JSON instead of a table.")]
 Strict = Annotated[bool, tyro.conf.arg(help="Exit with 1 if any picture failed, not only if all did.")]
 CONFIG = (tyro.conf.FlagCreatePairsOff,)

@@ -13,6 +13,7 @@ from qlip.cli.data import Sources, Workers
 from qlip.cli.options import (
     DEFAULT_MODEL,
     Device,
+    HowToResize,
     ImageSize,
     Json,
     Model,
@@ -89,6 +90,7 @@ def tokenize(
     out: Path,
     model: Model = DEFAULT_MODEL,
     image_size: ImageSize = None,
+    resize: HowToResize = "crop",
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     keep: tuple[Literal["caption", "captions", "label"], ...] = (),
     shard_rows: int = 10_000,
@@ -113,7 +115,9 @@ def tokenize(
     from qlip.jobs.tokens import tokenize as run_tokenize
     from qlip.jobs.tokens_job import Job
 
-    job = Job(model, sources, out, image_size, dtype, keep, shard_rows, batch_size, num_workers, device, engine)
+    job = Job(
+        model, sources, out, image_size, dtype, keep, shard_rows, batch_size, num_workers, device, engine, resize
+    )
     done = run_tokenize(job, track("tokenizing"))
     if done.files:
         say(f"{count_pictures(done.num_rows)} in {and_more(done.files)}")
@@ -144,6 +148,7 @@ def reconstruct(
     out: Path,
     model: Model = DEFAULT_MODEL,
     image_size: ImageSize = None,
+    resize: HowToResize = "crop",
     device: Device = "auto",
     strict: Strict = False,
     json: Json = False,
@@ -157,7 +162,7 @@ def reconstruct(
     from qlip.jobs.reconstruct import reconstruct_files
 
     tokenizer = load(model, device, image_size=image_size)
-    results, failures = reconstruct_files(tokenizer, paths, out, track("rebuilding"))
+    results, failures = reconstruct_files(tokenizer, paths, out, track("rebuilding"), resize)
     mean = {name: sum(getattr(r, name) for r in results) / max(1, len(results)) for name in ("psnr", "ssim")}
     if json:
         pictures = [asdict(r) for r in results]
@@ -184,6 +189,7 @@ def classify(
     top: int = 3,
     model: Model = DEFAULT_MODEL,
     image_size: ImageSize = None,
+    resize: HowToResize = "crop",
     device: Device = "auto",
     strict: Strict = False,
     json: Json = False,
@@ -199,7 +205,7 @@ def classify(
     from qlip.jobs.classify import classify_files
 
     tokenizer = load(model, device, image_size=image_size)
-    results, failures = classify_files(tokenizer, paths, labels, templates, track("classifying"))
+    results, failures = classify_files(tokenizer, paths, labels, templates, track("classifying"), resize)
     if json:
         pictures = [{"path": path, "labels": probabilities} for path, probabilities in results]
         print_json({"pictures": pictures, "failed": failures})

@@ -5,24 +5,22 @@ bucket, and a full tray is the next batch; those that are not full at the end ar
 (seed, epoch) alone, and with one bucket it is that of `order`.
 """
 
-import io
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
 from torch.utils.data import DataLoader, Dataset
 
 from qlip.data.workers import end_with_run
 from qlip.errors import InputError
+from qlip.image_files import image_size
 
 logger = logging.getLogger("qlip")
 
 Size = tuple[int, int]
 
-LYING = (5, 6, 7, 8)  # EXIF orientations of pictures whose rows are columns
 MEASURED_AT_ONCE = 256
 
 
@@ -107,21 +105,6 @@ def assign(pictures: Sequence[Size], sizes: Sequence[Size]) -> np.ndarray:
     return np.abs(theirs[:, None] - ours).argmin(1)
 
 
-def picture_size(encoded: bytes) -> Size:
-    """Height and width of a picture as it is looked at, upright, from its header alone.
-
-    Raises:
-        OSError: it is no picture that Pillow knows.
-    """
-    with Image.open(io.BytesIO(encoded)) as image:
-        width, height = image.size
-        try:
-            lying = image.getexif().get(ExifTags.Base.Orientation) in LYING
-        except Exception:  # an unreadable EXIF block says nothing; the picture beside it is good
-            lying = False
-    return (width, height) if lying else (height, width)
-
-
 @dataclass(frozen=True)
 class _Sizes(Dataset):
     samples: Sequence[dict[str, Any]]
@@ -131,6 +114,6 @@ class _Sizes(Dataset):
 
     def __getitem__(self, index: int) -> Size:
         try:
-            return picture_size(self.samples[index]["image"])
+            return image_size(self.samples[index]["image"])
         except Exception:  # Pillow raises almost anything on a damaged file; it is skipped when its turn comes
             return 1, 1

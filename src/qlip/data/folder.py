@@ -7,14 +7,41 @@ sub-folder in their sorted order, and `class_names` has their names. Else the pi
 
 import bisect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from qlip.data.samples import IMAGE_SUFFIXES, BadSample, Samples, captions_of, lines_of, read_picture
+from qlip.data.samples import BadSample, Samples, captions_of, lines_of, read_picture
 from qlip.errors import InputError
+from qlip.image_files import is_image_file, is_pipe, read_file
+
+
+class PictureFiles(Samples):
+    """Pictures that were named themselves, each once; the names are their keys."""
+
+    def __init__(self, paths: Iterable[str]):
+        """Hold the names, and what comes through pipes: it can be read but once.
+
+        Raises:
+            InputError: a pipe gives more than an image may have.
+        """
+        self._paths = list(dict.fromkeys(paths))
+        self._piped = {path: read_file(path, pipes=True) for path in self._paths if is_pipe(path)}
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, index: int) -> dict[str, Any]:
+        """Picture `index`."""
+        path = self._paths[index]
+        key = os.fsencode(path).decode("utf-8", "backslashreplace")
+        return {"image": self._piped.get(path) or read_picture(Path(path), key), "key": key}
+
+    def captions(self) -> Iterator[str]:
+        """None: nobody says anything about them."""
+        return iter(())
 
 
 class FolderSamples(Samples):
@@ -29,9 +56,8 @@ class FolderSamples(Samples):
         paths, texts = [], False
         for place, _, names in os.walk(folder):
             for name in names:
-                suffix = os.path.splitext(name)[1][1:].lower()
-                texts |= suffix == "txt"
-                if suffix in IMAGE_SUFFIXES:
+                texts |= os.path.splitext(name)[1].lower() == ".txt"
+                if is_image_file(os.path.join(place, name)):
                     paths.append(os.path.relpath(os.path.join(place, name), folder))
         if not paths:
             raise InputError(f"{folder}: no pictures in this folder, no Parquet files and no shards")

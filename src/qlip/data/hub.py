@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qlip.data.samples import COLUMNS, BadSample, Samples, captions_of, describe, read_picture
+from qlip.data.samples import COLUMNS, Samples, captions_of, describe, encoded_image
 from qlip.errors import InputError, one_line
 
 
@@ -29,6 +29,9 @@ class HubSamples(Samples):
         self._image = "image" if "image" in pictures else pictures[0]
         table = table.select_columns([name for name in table.column_names if name in {self._image, *COLUMNS}])
         self._table = table.cast_column(self._image, datasets.Image(decode=False))
+        folder = Path(name.partition(":")[0]).absolute()
+        caches = (datasets.config.HF_DATASETS_CACHE, datasets.config.HF_CACHE_HOME)
+        self._folders = (folder, *map(Path, caches))  # the library writes absolute paths
         label = table.features.get("label")
         if isinstance(label, datasets.ClassLabel):
             self.class_names = tuple(label.names)
@@ -39,11 +42,8 @@ class HubSamples(Samples):
     def read(self, index: int) -> dict[str, Any]:
         """Row `index`."""
         record = self._table[index]
-        image, key = record[self._image] or {}, f"{self._name}:{index}"
-        if image.get("bytes") is None and not image.get("path"):
-            raise BadSample(key, "the row has no picture")
-        encoded = image["bytes"] if image.get("bytes") is not None else read_picture(Path(image["path"]), key)
-        return {"image": encoded, "key": key} | describe(record)
+        key = f"{self._name}:{index}"
+        return {"image": encoded_image(record[self._image], key, *self._folders), "key": key} | describe(record)
 
     def captions(self) -> Iterator[str]:
         """Those of all rows."""

@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from qlip.data.buckets import Buckets, Size
+from qlip.data.delivery import FromWorkers
 from qlip.data.journal import Journal
 from qlip.data.samples import BadSample, Fault
 from qlip.data.stream import Reader, Stream
@@ -172,11 +173,11 @@ def batches(
     share = batch_size // world_size
     size = share // num_parts
     journal = journal or Journal(dataset.samples)
-    make = partial(DataLoader, batch_size=None, num_workers=num_workers, worker_init_fn=outlive_sigterm)
+    make = partial(FromWorkers, num_workers=num_workers, worker_init_fn=outlive_sigterm)
     position = journal.position(start_step)
     if isinstance(dataset.samples, Stream):
         stream = _StreamedBatches(dataset, tokenize, size, position, rank, world_size)
-        loader: DataLoader = make(stream)
+        loader = make(stream)
     else:
         first = rank * share
         loader = make(

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qlip.data.samples import COLUMNS, BadSample, Joined, Samples, captions_of, describe, read_picture
+from qlip.data.samples import COLUMNS, BadSample, Joined, Samples, captions_of, describe, encoded_image
 from qlip.errors import InputError
 
 HELD_BYTES = 1 << 30  # of decoded row groups, in a process
@@ -74,7 +74,7 @@ class ParquetFile(Samples):
         except InputError as error:
             raise BadSample(key, error) from error
         record = table.slice(row, 1).to_pylist()[0]
-        return {"image": _encoded(record["image"] or {}, key, self._file.parent), "key": key} | describe(record)
+        return {"image": encoded_image(record["image"], key, self._file.parent), "key": key} | describe(record)
 
     def captions(self) -> Iterator[str]:
         """The captions of the rows that have one."""
@@ -141,12 +141,3 @@ def readable(file: str | Path) -> Iterator[None]:
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{file}: not a readable Parquet file ({reason}): replace it") from error
-
-
-def _encoded(image: dict[str, Any], key: str, folder: Path) -> bytes:
-    """An image's bytes, else the contents of its path."""
-    if (encoded := image.get("bytes")) is not None:
-        return encoded
-    if not image.get("path"):
-        raise BadSample(key, "`image` has neither `bytes` nor `path`: leave the row out")
-    return read_picture(folder / image["path"], key)

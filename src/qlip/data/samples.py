@@ -7,6 +7,7 @@ time, the first being the plainest; `concept`, a name that samples share if thei
 """
 
 import bisect
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,10 @@ from typing import Any
 import numpy as np
 
 from qlip.errors import InputError
+from qlip.image_files import allows_outside, is_inside, read_file
 
 ABOUT = ("licence", "license", "author", "source", "url")
 COLUMNS = ("label", "caption", "captions", "concept", "text", *ABOUT)
-IMAGE_SUFFIXES = frozenset(
-    {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif", "jp2", "ico", "qoi"}
-)
 
 
 class BadSample(InputError):
@@ -189,16 +188,48 @@ def captions_of(samples: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def read_picture(path: Path, key: str) -> bytes:
-    """A picture's file.
+    """A picture's file, a regular one.
 
     Raises:
         BadSample: it cannot be read.
     """
     try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise BadSample(key, f"its picture {str(path)!r} cannot be read ({reason})") from error
+        return read_file(path)
+    except ValueError as error:
+        raise BadSample(key, f"its picture {str(path)!r} cannot be read ({error})") from error
+
+
+def encoded_image(image: Any, key: str, folder: Path, *others: Path) -> bytes:
+    """The bytes of an image as `datasets` writes it: a dict of `bytes`, else the contents of its `path`.
+
+    Args:
+        image: of a row.
+        key: of the sample.
+        folder: what `path` is relative to. It has to lie there unless `allows_outside`.
+        others: folders in which it may lie, too.
+
+    Raises:
+        BadSample: it has neither, or not of the right types; or the file cannot be read.
+    """
+    image = {} if image is None else image
+    content = image.get("bytes") if isinstance(image, dict) else image
+    if isinstance(content, bytes):
+        return content
+    if content is not None:
+        raise BadSample(
+            key, f"its `bytes` are {type(content).__name__}: write them as binary, as an image file has them"
+        )
+    path = image.get("path")
+    if not path:
+        raise BadSample(key, "`image` has neither `bytes` nor `path`: leave the row out")
+    if not isinstance(path, str | bytes):
+        raise BadSample(key, f"its `path` is {type(path).__name__}: write it as text")
+    file = folder / os.fsdecode(path)
+    if not (allows_outside() or any(is_inside(file, place) for place in (folder, *others))):
+        raise BadSample(
+            key, f"its picture {str(file)!r} lies outside of {str(folder)!r}: pass --allow-outside if you trust it"
+        )
+    return read_picture(file, key)
 
 
 def _texts(value: Any) -> list[str]:

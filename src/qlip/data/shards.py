@@ -22,15 +22,16 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from qlip.data.samples import IMAGE_SUFFIXES, BadSample, Fault, Joined, Samples, captions_of, describe, lines_of
+from qlip.data.samples import BadSample, Fault, Joined, Samples, captions_of, describe, lines_of
 from qlip.errors import InputError, one_line
+from qlip.image_files import IMAGE_SUFFIXES
 
 T = TypeVar("T")
 FIELDS = ("image", "json", "txt", "cls")
 MANIFEST = "manifest.json"
 _PLACES = [(f"{field}_{what}", pa.int64()) for field in FIELDS for what in ("offset", "size")]
 _INDEX = pa.schema([("key", pa.string()), *_PLACES])
-_INDEX_VERSION = "1"
+_INDEX_VERSION = "2"  # whoever changes what is found in a shard counts it up
 
 
 class Member(tarfile.TarInfo):

@@ -3,7 +3,7 @@
 | source | what |
 | --- | --- |
 | `x.parquet`, a folder of them | `qlip.data.parquet` |
-| a folder of pictures | `qlip.data.folder` |
+| a picture, a folder of pictures | `qlip.data.folder` |
 | `x.csv`, `x.tsv`, `x.jsonl` | `qlip.data.listing` |
 | `x.tar`, `x-{000..127}.tar`, `x-*.tar`, a folder of them | `qlip.data.shards` |
 | `https://…/x-{000..127}.tar`, `s3://…`, `gs://…` | `qlip.data.stream` |
@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from qlip.data.folder import FolderSamples
+from qlip.data.folder import FolderSamples, PictureFiles
 from qlip.data.hub import HubSamples
 from qlip.data.listing import CsvSamples, JsonlSamples
 from qlip.data.parquet import HELD_BYTES, ParquetFile, ParquetSamples
@@ -26,6 +26,7 @@ from qlip.data.samples import Joined, Samples
 from qlip.data.shards import ShardSamples
 from qlip.data.stream import RANGE, RemoteShard, SampleRange, Stream
 from qlip.errors import InputError
+from qlip.image_files import is_image_file, is_pipe
 
 Source = str | os.PathLike[str]
 logger = logging.getLogger("qlip")
@@ -38,7 +39,8 @@ _FILES: dict[str, Callable[[Path], Samples]] = {
     ".tar": lambda path: ShardSamples([path]),
 }
 _KNOWN = (
-    "a folder of pictures, .parquet, .csv, .tsv, .jsonl or .tar files, https:// or s3:// shards, or datasets:NAME"
+    "a folder of pictures, a picture, .parquet, .csv, .tsv, .jsonl or .tar files, https:// or s3:// shards, "
+    "or datasets:NAME"
 )
 
 
@@ -90,6 +92,14 @@ def open_indexed(sources: Sequence[Source]) -> Joined:
     return samples
 
 
+def is_picture(source: str) -> bool:
+    """Whether a source is a picture that was named itself: a file, or a pipe."""
+    if "://" in source or source.startswith("datasets:") or os.path.isdir(source):
+        return False
+    known = os.path.splitext(source)[1].lower() in _FILES
+    return not known and "*" not in source and (is_pipe(source) or is_image_file(source))
+
+
 def expand_braces(pattern: str) -> list[str]:
     """`a-{00..02}.tar` → a-00.tar, a-01.tar, a-02.tar; `{x,y}.tar` → x.tar, y.tar; several of them, too."""
     found = re.search(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}", pattern)
@@ -116,6 +126,8 @@ def _open(source: str) -> Samples:
     path = Path(source)
     if path.is_dir():
         return _open_folder(path)
+    if is_picture(source):
+        return PictureFiles([source])
     if path.exists():
         if path.suffix.lower() not in _FILES:
             raise InputError(f"{source}: not a source of data: name {_KNOWN}")

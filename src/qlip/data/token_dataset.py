@@ -21,9 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from qlip.bits import tokens_to_sub_tokens
+from qlip.data.delivery import FromWorkers
 from qlip.data.loader import order
 from qlip.data.parquet import readable
 from qlip.data.token_file import KEPT, ROW_GROUP, TokenFiles, TokenFormat
@@ -143,23 +144,13 @@ class TokenDataset(Dataset):
         share = batch_size // world_size
         mine = slice(rank * share, (rank + 1) * share)
         sampler = ([i for _, i in batch[mine]] for batch in order(len(self), batch_size, seed, start_step))
-        yield from DataLoader(
-            self,
-            batch_sampler=sampler,
-            collate_fn=_as_it_is,  # type: ignore[arg-type]
-            num_workers=num_workers,
-            worker_init_fn=outlive_sigterm,
-        )
+        yield from FromWorkers(self.__getitems__, num_workers, sampler, worker_init_fn=outlive_sigterm)
 
 
 @dataclass(frozen=True)
 class _Group:
     tokens: np.ndarray
     columns: dict[str, pa.Array]
-
-
-def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
-    return batch
 
 
 @lru_cache(maxsize=HELD_GROUPS)

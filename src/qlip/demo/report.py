@@ -155,7 +155,7 @@ def _files(picture: Image.Image, num_bytes: int) -> tuple[dict[str, bytes], dict
     near, free = {}, {}
     for codec in CODECS:
         header = codec.header_size(picture.size)
-        near[codec.name], free[codec.name] = codec.nearest(picture, num_bytes, num_bytes + header)
+        near[codec.name], free[codec.name] = codec.nearest(codec.encoder(picture), num_bytes, num_bytes + header)
     return near, free
 
 

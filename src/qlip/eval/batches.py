@@ -13,14 +13,14 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from qlip.data.delivery import FromWorkers
 from qlip.data.samples import BadSample, Fault
-from qlip.data.workers import end_with_run
 from qlip.errors import InputError
 from qlip.eval.metrics import stack_uint8
 from qlip.eval.options import Resize
-from qlip.model.image import ImageProcessor, read_image
+from qlip.model.image import ImageProcessor
 from qlip.train.distributed import rank, world_size
 
 BATCH_SIZE = 64
@@ -98,10 +98,7 @@ class Pictures(Dataset):
 
     def prepare(self, image: bytes) -> Image.Image:
         """Read a picture and bring it to size, 8-bit RGB."""
-        if self.resize == "crop":
-            return self.processor.preprocess(image)
-        height, width = self.processor.size
-        return read_image(image).resize((width, height), self.processor.resample)
+        return self.processor.preprocess(image, self.resize)
 
     def batches(self, numbers: range | None = None, num_workers: int = 0) -> Iterable[Batch]:
         """Some batches, or all, in order; as many as its length says.
@@ -113,14 +110,7 @@ class Pictures(Dataset):
         numbers = range(len(self)) if numbers is None else numbers
         workers = min(num_workers, len(numbers))
         own = torch.Generator()  # or it draws from the one that a training goes on with
-        return DataLoader(
-            self,
-            batch_size=None,
-            sampler=numbers,
-            num_workers=workers,
-            generator=own,
-            worker_init_fn=end_with_run,
-        )
+        return FromWorkers(self, workers, numbers, generator=own)
 
     def digests(self, numbers: range) -> Tensor:
         """The digests (M, 16) of some batches' samples, which are read and not decoded."""

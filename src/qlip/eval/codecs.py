@@ -1,7 +1,7 @@
 """Image files for comparison: of every format the file whose size is nearest to a given one."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -10,7 +10,7 @@ from PIL import Image, features
 
 from qlip.errors import InputError
 
-NEARBY = 4  # qualities looked at on both sides: sizes do not rise strictly with quality
+Encode = Callable[[int], bytes]
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Codec:
     Attributes:
         name: of the format, as Pillow knows it.
         lowest, highest: the range of its quality.
+        nearby: qualities looked at on both sides of one, since sizes do not rise strictly with quality.
         variants: options of Pillow's writer; of several, the one that gives the smaller file is used.
     """
 
@@ -27,6 +28,7 @@ class Codec:
     lowest: int
     highest: int
     variants: tuple[dict[str, Any], ...] = field(repr=False)
+    nearby: int = 4
 
     def encode(self, picture: Image.Image, quality: int) -> bytes:
         """Write a file, in the variant that makes it smallest."""
@@ -36,17 +38,28 @@ class Codec:
         """Bytes of a plain grey picture: what the format takes before it tells anything."""
         return len(self.encode(Image.new("RGB", size, "grey"), self.lowest))
 
-    def nearest(self, picture: Image.Image, *targets: int) -> list[bytes]:
-        """The file nearest in size to each target; of two as near, the one of higher quality."""
-        encode = cache(lambda quality: self.encode(picture, quality))
-        return [self._nearest(encode, target) for target in targets]
+    def encoder(self, picture: Image.Image) -> Encode:
+        """Encode a picture at a quality, each once."""
+        return cache(lambda quality: self.encode(picture, quality))
 
-    def _nearest(self, encode: Callable[[int], bytes], target: int) -> bytes:
-        low, high = self.lowest, self.highest
+    def nearest(self, encode: Encode, *targets: int, known: Sequence[int] = ()) -> list[bytes]:
+        """The file nearest in size to each target; of two as near, the one of higher quality.
+
+        Args:
+            encode: of `encoder`.
+            targets: bytes.
+            known: qualities that are encoded anyway, between which the search begins.
+        """
+        return [self._nearest(encode, target, known) for target in targets]
+
+    def _nearest(self, encode: Encode, target: int, known: Sequence[int]) -> bytes:
+        small = [quality for quality in known if len(encode(quality)) < target]
+        large = [quality for quality in known if len(encode(quality)) >= target]
+        low, high = max(small, default=self.lowest - 1) + 1, min(large, default=self.highest)
         while low < high:  # the least quality whose file reaches the target
             middle = (low + high) // 2
             low, high = (low, middle) if len(encode(middle)) >= target else (middle + 1, high)
-        near = range(min(low + NEARBY, self.highest), max(low - NEARBY, self.lowest) - 1, -1)
+        near = range(min(low + self.nearby, self.highest), max(low - self.nearby, self.lowest) - 1, -1)
         return min(map(encode, near), key=lambda file: abs(len(file) - target))
 
 
@@ -59,7 +72,8 @@ CODECS = (
     ),
     Codec("WebP", lowest=0, highest=100, variants=({"method": 6},)),
     # Speed 0 takes thrice as long for files no better. One thread: more could give other bytes.
-    Codec("AVIF", lowest=0, highest=100, variants=({"speed": 1, "subsampling": "4:2:0", "max_threads": 1},)),
+    # A file takes a second, and sizes rise almost strictly.
+    Codec("AVIF", 0, 100, ({"speed": 1, "subsampling": "4:2:0", "max_threads": 1},), nearby=1),
 )
 
 

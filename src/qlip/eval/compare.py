@@ -103,11 +103,13 @@ def draw_rates(found: Mapping[str, Any], path: Path) -> None:
 
 
 def _files(picture: Image.Image, targets: Sequence[int], headers: Mapping[str, int]) -> dict[str, bytes]:
-    found = {}
+    found: dict[str, bytes] = {}
     for codec in CODECS:
-        for quality in (q for q in QUALITIES if codec.lowest <= q <= codec.highest):
-            found[f"{codec.name} quality {quality}"] = codec.encode(picture, quality)
-        near = codec.nearest(picture, *targets, *(target + headers[codec.name] for target in targets))
+        encode = codec.encoder(picture)
+        qualities = [q for q in QUALITIES if codec.lowest <= q <= codec.highest]
+        found |= {f"{codec.name} quality {quality}": encode(quality) for quality in qualities}
+        free = (target + headers[codec.name] for target in targets)
+        near = codec.nearest(encode, *targets, *free, known=qualities)
         for i, target in enumerate(targets):
             found[f"{codec.name} near {target:,} bytes"] = near[i]
             found[f"{codec.name} near {target:,} bytes, header free"] = near[len(targets) + i]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from qlip.errors import InputError
 
-Resize = Literal["crop", "squash"]
+Resize = Literal["crop", "squash"]  # as in qlip.model.image, which imports torch
 FeatureName = Literal["auto", "inception", "efficientnet-lite0", "none"]
 PerceptualName = Literal["auto", "lpips", "st-lpips", "none"]
 

@@ -54,8 +54,7 @@ def rebuild(
 
 def through_tokens(model: QLIP, batch: Batch) -> tuple[Tensor, Tensor]:
     """A batch's tokens (B, N), and the pictures that they rebuild, (B, 3, H, W) uint8."""
-    latents = model.encode(batch.pixel_values(model.need_image_processor()).to(model.device))
-    tokens = model.codes_to_tokens(model.quantize(latents)).cpu()
+    tokens = model.tokens_of(batch.pixel_values(model.need_image_processor()).to(model.device)).cpu()
     return tokens, to_uint8(model.detokenize(tokens))
 
 

@@ -6,7 +6,7 @@ open ─ Pictures, this rank's batches ─ a protocol ─ Columns ─ all ranks'
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank
 from qlip.train.perceptual import load_perceptual
 
 logger = logging.getLogger("qlip")
+
+FORMATS_AT_ONCE = 8  # images whose files are encoded between two steps of the progress bar
 
 Tracker = Callable[[str], Track]
 Record = dict[str, Any]
@@ -316,7 +318,8 @@ def evaluate_compare(
             results[tokenizer.name] |= {name: Number(value) for name, value in rate(tokenizer.config).items()}
         targets = sorted({-(-t.config.num_tokens * t.config.num_bits // 8) for t in tokenizers})
         look = partial(measure_formats, targets=targets, distances=distances, device=run.device)
-        columns = gather(run.look(run.pictures(samples, tokenizers[0]), look, "file formats"))
+        few = replace(run.pictures(samples, tokenizers[0]), batch_size=FORMATS_AT_ONCE)  # of which progress shows
+        columns = gather(run.look(few, look, "file formats"))
         run.note(sources, samples, columns)
         for name, rows in columns.values.items():
             who, _, metric = name.rpartition("/")

@@ -17,7 +17,7 @@ from torch import Tensor
 from qlip.errors import InputError, one_line
 from qlip.integrations.parts import Agreement, Part, Run, read_export, write_export
 from qlip.model.checkpoint import load_description
-from qlip.model.qlip import QLIP
+from qlip.model.qlip import QLIP, check_latents
 
 FORMAT, SUFFIX = "onnx", ".onnx"
 OPSET = 18  # the first with Col2Im, which puts patches together
@@ -83,7 +83,9 @@ class OnnxEncoder:
         logger.info("computing on ONNX Runtime's %s", provider)
 
         def run(pixel_values: Tensor) -> Tensor:
-            return torch.from_numpy(session.run(["tokens"], {"pixel_values": pixel_values.numpy()})[0])
+            tokens, latents = session.run(["tokens", "latents"], {"pixel_values": pixel_values.numpy()})
+            check_latents(torch.from_numpy(latents), found["model"])
+            return torch.from_numpy(tokens)
 
         used = {"onnxruntime": runtime.__version__, "device": provider}
         return cls(load_description(Path(folder), found["model"]), found["id_hash"], used, run)

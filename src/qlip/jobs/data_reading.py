@@ -5,16 +5,16 @@ import io
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from qlip.data.delivery import FromWorkers
 from qlip.data.samples import Fault, Samples, readable
 from qlip.data.stream import Stream
-from qlip.data.workers import end_with_run
 from qlip.errors import InputError
+from qlip.image_files import open_image
 from qlip.model.image import read_image
 
 CHUNK = 64  # samples that a worker reads at a time
@@ -75,8 +75,7 @@ class Look:
             return Seen(*seen)
         if self.size and min(picture.size) > self.size:
             return Seen(*seen, image=_smaller(picture, self.size), suffix="jpg")
-        with Image.open(io.BytesIO(encoded)) as header:
-            kind = header.format or ""
+        kind = open_image(encoded).format or ""
         return Seen(*seen, image=encoded, suffix=_SUFFIXES.get(kind, kind.lower()))
 
 
@@ -93,12 +92,11 @@ def read_through(
     Yields:
         at most 64 results, in order, and the seconds of processor time that they took.
     """
-    make = partial(DataLoader, batch_size=None, num_workers=num_workers, worker_init_fn=end_with_run)
     if isinstance(samples, Stream):
-        yield from make(_Shards(samples, look))
+        yield from FromWorkers(_Shards(samples, look), num_workers)
     else:
         chunks = range(0, len(samples), CHUNK)
-        yield from make(_Chunks(samples, look), sampler=chunks)
+        yield from FromWorkers(_Chunks(samples, look), num_workers, chunks)
 
 
 @dataclass(frozen=True)

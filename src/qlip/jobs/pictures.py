@@ -1,7 +1,8 @@
 """Many pictures in, one result each: what a person named, what could be read, what could not."""
 
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -9,7 +10,13 @@ from PIL import Image
 
 from qlip.errors import InputError
 from qlip.eval.batches import Track
-from qlip.model.image import FORMATS
+from qlip.image_files import is_image_file, is_pipe
+
+logger = logging.getLogger("qlip")
+_PARTS = {
+    "cropped": "of %s the middle is used: --resize squash uses all of them",
+    "first_frame": "of %s that are animations, or have pages, the first one is used",
+}
 
 
 @dataclass
@@ -21,12 +28,14 @@ class Pictures:
         read: from a path to a picture; raises InputError.
         batch_size: how many at once.
         failures: one line for each file that could not be read, filled while iterating.
+        partly: how many images are not seen whole, by what is seen of them, filled likewise.
     """
 
     paths: Sequence[Path]
     read: Callable[[Path], Image.Image]
     batch_size: int = 32
     failures: list[str] = field(default_factory=list)
+    partly: Counter[str] = field(default_factory=Counter)
 
     def batches(self, track: Track = iter) -> Iterator[tuple[list[Path], list[Image.Image]]]:
         """Batches of paths and their pictures, never empty."""
@@ -38,26 +47,38 @@ class Pictures:
             except InputError as error:
                 self.failures.append(str(error))
                 continue
+            self.partly.update(parts_of(pictures[-1]))
             paths.append(path)
             if len(paths) == self.batch_size:
                 yield paths, pictures
                 paths, pictures = [], []
         if paths:
             yield paths, pictures
+        say_partly(self.partly)
+
+
+def parts_of(image: Image.Image) -> set[str]:
+    """What is seen of an image that `ImageProcessor.preprocess` gave, if not all of it."""
+    return _PARTS.keys() & getattr(image, "info", {}).keys()
+
+
+def say_partly(partly: Mapping[str, int]) -> None:
+    """Log, once, how many images are not seen whole."""
+    for name, count in sorted(partly.items()):
+        logger.info(_PARTS[name], f"{count:,} image{'s' * (count != 1)}")
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """Files as they are named, and in folders every file with the suffix of a format that `read_image` takes,
-    however deep; each once.
+    """Files as they are named, and in folders every image, however deep; each once.
 
     Raises:
         InputError: nothing to read.
     """
-    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in suffixes and p.is_file()]
+            files = (p for p in sorted(path.rglob("*")) if not p.is_dir() and not is_pipe(p))
+            inside = [p for p in files if is_image_file(p)]
             if not inside:
                 raise InputError(f"{path}: no pictures in this folder")
             found += inside

@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
 from qlip.eval.batches import Track
 from qlip.eval.metrics import psnr, ssim, stack_uint8, to_uint8
+from qlip.files import place_in
 from qlip.jobs.pictures import Pictures, find_pictures, output_names
 from qlip.jobs.tokens import save_png
+from qlip.model.image import Resize
 from qlip.model.qlip import QLIP
 
 
@@ -31,7 +34,7 @@ class Rebuilt:
 
 
 def reconstruct_files(
-    model: QLIP, paths: Sequence[Path], out: Path, track: Track = iter
+    model: QLIP, paths: Sequence[Path], out: Path, track: Track = iter, resize: Resize = "crop"
 ) -> tuple[list[Rebuilt], list[str]]:
     """Tokenize and rebuild pictures at the model's size.
 
@@ -40,11 +43,12 @@ def reconstruct_files(
         paths: files and folders.
         out: folder for the side-by-side PNGs.
         track: shows progress.
+        resize: see `ImageProcessor.preprocess`.
 
     Returns:
         a result for each picture, and a line for each that failed.
     """
-    pictures = Pictures(find_pictures(paths), model.need_image_processor().preprocess)
+    pictures = Pictures(find_pictures(paths), partial(model.need_image_processor().preprocess, resize=resize))
     names = dict(zip(pictures.paths, output_names([str(path) for path in pictures.paths]), strict=True))
     results = []
     for batch, originals in pictures.batches(track):
@@ -54,6 +58,7 @@ def reconstruct_files(
             pair = Image.new("RGB", (2 * original.width, original.height))
             pair.paste(original, (0, 0))
             pair.paste(Image.fromarray(rebuilt.permute(1, 2, 0).numpy()), (original.width, 0))
-            save_png(pair, out / names[path])
-            results.append(Rebuilt(path, out / names[path], float(picture_psnr), float(picture_ssim)))
+            output = place_in(out, names[path])
+            save_png(pair, output)
+            results.append(Rebuilt(path, output, float(picture_psnr), float(picture_ssim)))
     return results, pictures.failures

@@ -19,7 +19,7 @@ from qlip.data.token_file import TokenFiles
 from qlip.errors import InputError
 from qlip.eval.batches import Track, gather_objects
 from qlip.eval.metrics import to_uint8
-from qlip.files import whole_file
+from qlip.files import place_in, whole_file
 from qlip.jobs.pictures import output_names
 from qlip.jobs.tokens_job import Job, Work
 from qlip.jobs.tokens_shards import remaining
@@ -107,7 +107,7 @@ def detokenize_files(model: QLIP, paths: Sequence[Path], out: Path, track: Track
             f"{source.files[0]} holds ids {found.id_hash} of {found.model!r}, but {model.name!r} makes "
             f"{own}: pass --model with the tokenizer that made them"
         )
-    written = [out / name for name in output_names(source.keys())]
+    written = [place_in(out, name) for name in output_names(source.keys())]
     progress = iter(track(written))
     for _, tokens in source.batches():
         for pixels in to_uint8(model.detokenize(torch.tensor(tokens), found.grid)):

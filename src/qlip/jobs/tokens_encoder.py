@@ -56,8 +56,7 @@ class Encoder:
 
         @torch.inference_mode()
         def run(pixel_values: Tensor) -> Tensor:
-            latents = model.encode(pixel_values.to(model.device))
-            return model.codes_to_tokens(model.quantize(latents)).cpu()
+            return model.tokens_of(pixel_values.to(model.device)).cpu()
 
         used = environment(str(device)) | {"device": str(device)}
         return cls(model.name, exact.id_hash(), model.config, model.need_image_processor(), run, used)

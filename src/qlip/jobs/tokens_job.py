@@ -4,6 +4,7 @@ source ─ units ─ workers decode batches ─ a device tokenizes ─ a file fo
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -21,11 +22,13 @@ from qlip.data.token_file import KEPT, TokenFormat, write_token_file
 from qlip.errors import InputError
 from qlip.eval.batches import Track
 from qlip.integrations.ray import Item, map_on_ray
+from qlip.jobs.pictures import say_partly
 from qlip.jobs.tokens_encoder import Encoder
 from qlip.jobs.tokens_reading import Batch, Lost, Preparer
 from qlip.jobs.tokens_shards import Place, is_file, write_manifest
 from qlip.jobs.tokens_source import Unit, cut, fingerprint, names, open_sources
 from qlip.machine import num_cores
+from qlip.model.image import Resize
 from qlip.train.distributed import world_size
 
 
@@ -46,6 +49,7 @@ class Job:
         device: where to compute; "auto" takes a GPU if there is one.
         engine: "local": this process, or those that `torchrun` started; "onnx": the same on ONNX Runtime; "ray":
             a Ray cluster.
+        resize: see `ImageProcessor.preprocess`.
 
     Raises:
         InputError: a field is out of range.
@@ -62,6 +66,7 @@ class Job:
     num_workers: int | None = None
     device: str = "auto"
     engine: Literal["local", "onnx", "ray"] = "local"
+    resize: Resize = "crop"
 
     def __post_init__(self) -> None:
         for name, least in (("shard_rows", 1), ("batch_size", 1), ("num_workers", 0)):
@@ -113,7 +118,7 @@ class Work:
             "id_hash": encoder.id_hash,
             "dtype": job.dtype,
             "image_size": list(encoder.config.size),
-            "processor": encoder.processor.to_dict(),
+            "processor": encoder.processor.to_dict() | ({"resize": "squash"} if job.resize == "squash" else {}),
             "source": fingerprint(samples),
             "batch_size": job.batch_size,
             "shard_rows": None if one_file else job.shard_rows,
@@ -137,20 +142,23 @@ class Work:
             those that could not be read to their end.
         """
         job = self.job
-        preparer = Preparer(self.encoder.processor, job.keep, job.batch_size, self.rows)
+        preparer = Preparer(self.encoder.processor, job.keep, job.batch_size, self.rows, job.resize)
         num_workers = _num_cores() if job.num_workers is None else job.num_workers
         batches = preparer.batches([unit for unit, _ in todo], [first for _, first in todo], num_workers)
         unwritten: dict[int, list[tuple[Batch, Tensor]]] = {}
         lost: list[Fault] = []
+        partly: Counter[str] = Counter()
         for batch in track(batches):
             if isinstance(batch, Lost):
                 unwritten.pop(batch.unit, None)
                 lost.append(batch.fault)
                 continue
+            partly += batch.partly
             tokens = self.encoder.tokens(batch.pixel_values)
             unwritten.setdefault(batch.unit, []).append((batch, tokens))
             if batch.ends_piece:
                 self._write(unwritten.pop(batch.unit))
+        say_partly(partly)
         return lost
 
     def tokenize_on_ray(self, todo: Sequence[tuple[Unit, int]], track: Track = iter) -> list[Fault]:

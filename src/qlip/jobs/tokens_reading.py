@@ -8,23 +8,25 @@ back, since that is all one can do with them.
 """
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from qlip.data.delivery import FromWorkers
 from qlip.data.samples import BadSample, Fault, readable
 from qlip.data.stream import Read, SampleRange, read_on
-from qlip.data.workers import end_with_run
 from qlip.errors import InputError
 from qlip.eval.batches import with_captions
+from qlip.jobs.pictures import parts_of
 from qlip.jobs.tokens_source import Unit
-from qlip.model.image import ImageProcessor
+from qlip.model.image import ImageProcessor, Resize
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Batch:
         kept: columns of B values.
         num_samples: that the batch is of, those that could not be used included.
         faults: these.
+        partly: how many images are not seen whole, by what is seen of them.
         ends_piece: whether it is the piece's last.
         ends_unit: whether it is the unit's last.
     """
@@ -50,6 +53,7 @@ class Batch:
     kept: dict[str, list[Any]]
     num_samples: int
     faults: list[Fault]
+    partly: Counter[str]
     ends_piece: bool
     ends_unit: bool
 
@@ -76,12 +80,14 @@ class Preparer:
         keep: columns to keep: "caption" (the first where there are several), "captions", "label".
         batch_size: samples of a batch.
         shard_rows: samples of a piece.
+        resize: see `ImageProcessor.preprocess`.
     """
 
     processor: ImageProcessor
     keep: Sequence[str]
     batch_size: int
     shard_rows: int
+    resize: Resize = "crop"
 
     def batches(
         self, units: Sequence[Unit], first_pieces: Sequence[int], num_workers: int
@@ -93,14 +99,13 @@ class Preparer:
             first_pieces: how many pieces of each are done.
             num_workers: processes that decode; 0: this one.
         """
-        make = partial(DataLoader, batch_size=None, worker_init_fn=end_with_run)
         ranges = [unit.samples for unit in units if isinstance(unit.samples, SampleRange)]
         if len(ranges) == len(units) and all(r.stop - r.start <= self.shard_rows for r in ranges):
             data = _Numbered(self, units)
             workers = num_workers if len(data) > 1 else 0
-            return make(data, sampler=range(len(data)), num_workers=workers)
+            return FromWorkers(data, workers, range(len(data)))
         streamed = _Streamed(self, units, first_pieces)
-        return make(streamed, num_workers=min(num_workers, len(units)))
+        return FromWorkers(streamed, min(num_workers, len(units)))
 
     def batch(self, found: Iterable[dict[str, Any] | Fault], **place: Any) -> Batch:
         """Decode samples."""
@@ -108,13 +113,16 @@ class Preparer:
         keys: list[str] = []
         rows: list[list[Any]] = []
         faults: list[Fault] = []
+        partly: Counter[str] = Counter()
         for sample in found:
             if isinstance(sample, Fault):
                 faults.append(sample)
                 continue
             try:
                 row = [_kept(sample, name) for name in self.keep]
-                pixel_values.append(self.processor.normalize(self.processor.preprocess(sample["image"])))
+                image = self.processor.preprocess(sample["image"], self.resize)
+                pixel_values.append(self.processor.normalize(image))
+                partly.update(parts_of(image))
             except InputError as error:
                 reason = error.reason if isinstance(error, BadSample) else str(error)
                 faults.append(Fault(sample["key"], reason))
@@ -124,7 +132,13 @@ class Preparer:
         stacked = torch.stack(pixel_values) if pixel_values else torch.empty(0, 3, *self.processor.size)
         kept = {name: [row[i] for row in rows] for i, name in enumerate(self.keep)}
         return Batch(
-            pixel_values=stacked, keys=keys, kept=kept, num_samples=len(keys) + len(faults), faults=faults, **place
+            pixel_values=stacked,
+            keys=keys,
+            kept=kept,
+            num_samples=len(keys) + len(faults),
+            faults=faults,
+            partly=partly,
+            **place,
         )
 
 

@@ -2,34 +2,17 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import PurePath
 
-from qlip.data.samples import IMAGE_SUFFIXES, BadSample, Joined, Samples, evenly, read_picture
-from qlip.data.sources import open_samples
+from qlip.data.folder import PictureFiles
+from qlip.data.samples import BadSample, Joined, evenly
+from qlip.data.sources import is_picture, open_samples
 from qlip.data.stream import RemoteShard, SampleRange, Stream
 
 NUM_LOOKED_AT = 8  # samples that tell one source from another
-
-
-class PictureFiles(Samples):
-    """Pictures that were named themselves, each once; the names are their keys."""
-
-    def __init__(self, paths: Iterable[str]):
-        """Hold the names."""
-        self._paths = list(dict.fromkeys(paths))
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def read(self, index: int) -> dict[str, Any]:
-        """Picture `index`."""
-        path = self._paths[index]
-        key = os.fsencode(path).decode("utf-8", "backslashreplace")
-        return {"image": read_picture(Path(path), key), "key": key}
 
 
 @dataclass(frozen=True)
@@ -52,7 +35,7 @@ def open_sources(sources: Sequence[str]) -> Joined | Stream:
         InputError: nothing is named, or something is not there or of no known kind.
     """
     parts: list[Joined | Stream] = []
-    for are_pictures, group in groupby(sources, _is_picture):
+    for are_pictures, group in groupby(sources, is_picture):
         some = list(group)
         parts.append(Joined([PictureFiles(some)]) if are_pictures else open_samples(some))
     if len(parts) < 2:
@@ -103,14 +86,10 @@ def fingerprint(samples: Joined | Stream) -> str:
 def names(sources: Sequence[str]) -> list[str]:
     """What the sources are called wherever they lie; pictures are counted."""
     found = []
-    for are_pictures, group in groupby(sources, _is_picture):
+    for are_pictures, group in groupby(sources, is_picture):
         some = list(group)
         if are_pictures:
             found.append(f"{len(some)} pictures" if len(some) > 1 else PurePath(some[0]).name)
         else:
             found += [source if ":" in source else PurePath(source).name for source in some]
     return [os.fsencode(name).decode("utf-8", "backslashreplace") for name in found]
-
-
-def _is_picture(source: str) -> bool:
-    return "://" not in source and PurePath(source).suffix[1:].lower() in IMAGE_SUFFIXES

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from qlip.data.delivery import FromWorkers
 from qlip.data.samples import Fault, Samples, readable
 from qlip.data.sources import open_indexed
 from qlip.data.teacher import Teacher, TeacherWriter, create_teacher_file, hash_image
@@ -66,7 +67,7 @@ def compute_vision_features(
     np.random.default_rng(0).shuffle(starts)
     chunks = _Chunks(samples, model.prepare, batch_size, teacher.image_size)
     faults: list[Fault] = list(samples.unreadable)
-    for chunk in track(DataLoader(chunks, batch_size=None, sampler=starts, num_workers=num_workers)):
+    for chunk in track(FromWorkers(chunks, num_workers, starts)):
         if isinstance(chunk, InputError):
             raise chunk
         faults += chunk["faults"]

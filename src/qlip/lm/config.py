@@ -72,6 +72,8 @@ class LMConfig:
             raise InputError(f"num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}")
         if self.head_dim is None and self.hidden_size % heads:
             raise InputError(f"num_attention_heads {heads} does not divide hidden_size {self.hidden_size}")
+        if not 0 < self.rms_norm_eps < 1:  # nor NaN
+            raise InputError(f"rms_norm_eps is {self.rms_norm_eps}: it must be above 0, such as 1e-6")
         if self.rope_axes not in (1, 2):
             raise InputError(f"rope_axes is {self.rope_axes}: use 1 for text, 2 for rows and columns")
         if self.head_width % (2 * self.rope_axes):

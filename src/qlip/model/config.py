@@ -301,6 +301,8 @@ def _check(config: QLIPConfig) -> None:
         axes = 1 if name == "text" else 2
         if tower.rope and tower.head_dim % (2 * axes):
             raise InputError(f"{name}: rotary positions need a head width divisible by {2 * axes}")
+        if not 0 < tower.layer_norm_eps < 1:  # nor NaN
+            raise InputError(f"{name}.layer_norm_eps is {tower.layer_norm_eps}: it must be above 0, such as 1e-5")
         if tower.hidden_act not in ACTIVATIONS:
             raise InputError(f"{name}.hidden_act is {tower.hidden_act!r}: use one of {ACTIVATIONS}")
     for name, image_tower in {"vision": vision, "decoder": decoder}.items():

@@ -4,29 +4,30 @@ A picture goes `read_image` → `ImageProcessor.preprocess` (8 bits, the crop) �
 calling the processor does all three. `ImageProcessor.denormalize` is the way back.
 """
 
-import io
 import json
 import math
 import os
-import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 
 from qlip.errors import InputError, one_line
+from qlip.image_files import TooLarge, max_pixels, open_image, orientation_of, read_file
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-# Formats that have a signature and that PIL decodes itself: EPS would start another program.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "QOI")
+Resize = Literal["crop", "squash"]
+_BY = "prepared_by"  # who made an image, in its `info`
+
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF, and its value
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -56,32 +57,33 @@ def as_images(images: Any) -> list[ImageSource]:
 def read_image(source: ImageSource) -> Image.Image:
     """Read one picture as RGB with 8 bits a channel.
 
-    It is turned upright as its EXIF orientation says, transparency is laid over white, and of an animation
-    the first frame is taken. Grey of 16 bits (I;16, I) is scaled to 8, not clipped. Mode I whose values all
-    fit 8 bits, and F whose values pass 1 and fit 8 bits, are taken as they stand, as PIL itself makes them.
+    It is turned upright as its EXIF orientation says, once: the result has no orientation left. Transparency is
+    laid over white, and of an animation the first frame is taken. Grey of 16 bits (I;16, I) is scaled to 8, not
+    clipped. Mode I whose values all fit 8 bits, and F whose values pass 1 and fit 8 bits, are taken as they stand,
+    as PIL itself makes them.
 
     Args:
         source: a path; an encoded file's bytes; a PIL image; or a tensor or array, uint8 or floating in
-            [0, 1], of shape (C, H, W), else (H, W, C), with C of 1, 3 or 4, or (H, W). Floats are rounded
-            to 8 bits, so that a tensor reads the same as the PNG saved from it.
+            [0, 1], of shape (C, H, W) or (H, W, C), with C of 1, 3 or 4 (a shape that could be either is
+            refused), or (H, W). Floats are rounded to 8 bits, so that a tensor reads the same as the PNG saved
+            from it.
 
     Returns:
         A new PIL image of mode RGB.
 
     Raises:
-        InputError: the source is missing, empty, damaged, not an image, larger than
-            `PIL.Image.MAX_IMAGE_PIXELS`, or its values are out of range.
+        InputError: the source is missing, empty, damaged, not an image, its values are
+            out of range, or it costs more to read than an image may; see `qlip.image_files`.
     """
     if isinstance(source, (str, os.PathLike)):
         name = repr(os.fspath(source))  # escaped: one line, whatever the name holds
         try:
-            file = open(source, "rb")  # noqa: SIM115
-        except (OSError, ValueError) as error:
+            content = read_file(source, pipes=True)
+        except ValueError as error:  # a NUL in the name, too
             raise InputError(f"{name} cannot be opened ({one_line(error)}): check the path") from error
-        with file:
-            return _decode(file, name)
+        return _decode(content, name)
     if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), f"the image of {len(source)} bytes")
+        return _decode(source, f"the image of {len(source)} bytes")
     if isinstance(source, Image.Image):
         name = getattr(source, "filename", "")
         return _to_rgb(source, repr(name) if name else "the PIL image")
@@ -92,49 +94,48 @@ def read_image(source: ImageSource) -> Image.Image:
     )
 
 
-def _decode(file: BinaryIO, name: str) -> Image.Image:
-    if not file.read(1):
+def _decode(content: bytes, name: str) -> Image.Image:
+    image = _open(content, name)
+    pixels = _to_rgb(image, name)
+    if _is_animated(image):
+        pixels.info["first_frame"] = True
+    return pixels
+
+
+def _is_animated(image: Image.Image) -> bool:
+    """Whether there is more to see; JPEG's further images are previews and the like."""
+    try:
+        return image.format in ("GIF", "PNG", "WEBP", "AVIF", "TIFF") and getattr(image, "is_animated", False)
+    except Exception:  # what follows the first frame is damaged, or too much
+        return True
+
+
+def _open(content: bytes, name: str) -> Image.Image:
+    if not content:
         raise InputError(f"{name} is empty: replace it or leave it out")
     try:
-        image = _open(file)
+        return open_image(content)
     except Exception as error:  # PIL's decoders raise almost anything on a damaged file
         raise _unreadable(name, error) from error
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
-        raise _too_large(name, f"{image.width}x{image.height}")
-    return _to_rgb(image, name)
-
-
-def _open(file: BinaryIO) -> Image.Image:
-    """`Image.open` but for its check of the size, which `_decode` makes.
-
-    Up to twice the limit PIL only warns, and to silence that would change the warnings of every thread.
-    """
-    Image.init()
-    file.seek(0)
-    prefix = file.read(16)
-    for factory, accept in (Image.OPEN[format] for format in FORMATS if format in Image.OPEN):
-        try:
-            if not accept or accept(prefix) is True:
-                file.seek(0)
-                return factory(file, "")
-        except (SyntaxError, IndexError, TypeError, struct.error):  # not of this format after all
-            continue
-    raise InputError(f"damaged, or not one of {', '.join(FORMATS)}")
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     try:
+        clear, inverted = _clear_value(image), _is_inverted(image)
         image.load()
         if 0 in image.size:
             raise InputError("it has no pixels")
         image = _upright(image)
         if image.mode == "F" or image.mode.startswith("I"):
-            image = _to_8_bits(image)
+            image = _to_8_bits(image, clear, inverted)
+        elif clear is not None:
+            image.info["transparency"] = clear
         if image.has_transparency_data:
             image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
+        image = image.convert("RGB")
+        image.info = {}  # its orientation among them: it would be turned again by whoever reads this image
+        return image
     except Exception as error:
         raise _unreadable(name, error) from error
 
@@ -146,22 +147,44 @@ def to_pictures(pixels: Tensor) -> list[Image.Image]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    """A copy, turned as its EXIF orientation says."""
     # Not ImageOps.exif_transpose: it also rewrites the other tags, and fails on those it cannot write.
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # an unreadable EXIF block says nothing; the picture beside it is good
-        return image
-    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+    orientation = orientation_of(image)
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image.copy()
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
+def _clear_value(image: Image.Image) -> int | tuple[int, ...] | None:
+    """The value that is transparent, on the scale of the decoded pixels; None where PIL has it right itself."""
+    value, tiles = image.info.get("transparency"), getattr(image, "tile", None)
+    if image.mode.startswith("I"):
+        return value
+    raw_mode = tiles[0][3] if tiles and image.format == "PNG" else None
+    if raw_mode in ("L;2", "L;4") and isinstance(value, int):
+        return value * {"L;2": 85, "L;4": 17}[raw_mode]
+    if raw_mode == "RGB;16B" and isinstance(value, tuple):
+        return tuple(part >> 8 for part in value)
+    return None
+
+
+def _is_inverted(image: Image.Image) -> bool:
+    """Whether 0 is white, which PIL undoes in a TIFF of up to 8 bits, and not in one of more."""
+    return getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+
+
+def _to_8_bits(image: Image.Image, clear: int | tuple[int, ...] | None, inverted: bool) -> Image.Image:
+    """Grey of more than 8 bits → L, or LA where a value is transparent."""
     values = np.asarray(image)
     whites = {"F": (1, 255), "I": (255, 65535)}.get(image.mode, (65535,))
     low, high = values.min(), values.max()
-    for white in whites:
-        if low >= 0 and high <= white:
-            return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
-    raise InputError(f"its values range over [{low}, {high}], scale them to [0, {whites[-1]}]")
+    white = next((white for white in whites if low >= 0 and high <= white), None)
+    if white is None:
+        raise InputError(f"its values range over [{low}, {high}], scale them to [0, {whites[-1]}]")
+    grey = np.rint(values * (255 / white)).astype(np.uint8)
+    if inverted:
+        grey = 255 - grey
+    if clear is None:
+        return Image.fromarray(grey)
+    return Image.fromarray(np.stack([grey, np.where(values == clear, 0, 255).astype(np.uint8)], -1))
 
 
 def _from_array(array: np.ndarray | Tensor) -> Image.Image:
@@ -171,9 +194,12 @@ def _from_array(array: np.ndarray | Tensor) -> Image.Image:
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise InputError(f"an image of {array.dtype} has no known range: pass uint8, or floats in [0, 1]")
     pixels = array[None] if array.ndim == 2 else array
-    if pixels.ndim != 3 or not pixels.size or not {pixels.shape[0], pixels.shape[-1]} & {1, 3, 4}:
+    first, last = (pixels.ndim == 3 and pixels.shape[end] in (1, 3, 4) for end in (0, -1))
+    if not pixels.size or not (first or last):
         raise InputError(f"an array of shape {array.shape} is not one image: pass (3, H, W)")
-    if pixels.shape[0] in (1, 3, 4):
+    if first and last and array.ndim == 3 and array.size > 1:
+        raise InputError(f"an array of shape {array.shape} is either (C, H, W) or (H, W, C): pass a PIL image")
+    if first:
         pixels = pixels.transpose(1, 2, 0)
     if pixels.dtype.kind == "f":
         pixels = _quantize(pixels)
@@ -193,15 +219,10 @@ def _quantize(pixels: np.ndarray) -> np.ndarray:
 
 def _unreadable(name: str, error: Exception) -> InputError:
     if isinstance(error, Image.DecompressionBombError):  # some decoders check the size themselves
-        return _too_large(name, "too many")
+        error = TooLarge("too many", max_pixels())
+    if isinstance(error, TooLarge):
+        return InputError(f"{name} {error}")
     return InputError(f"{name} cannot be read as an image ({one_line(error)}): replace it or leave it out")
-
-
-def _too_large(name: str, count: str) -> InputError:
-    return InputError(
-        f"{name} has {count} pixels, over the limit of {Image.MAX_IMAGE_PIXELS}: "
-        "shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
-    )
 
 
 @dataclass(frozen=True)
@@ -331,16 +352,32 @@ class ImageProcessor:
         pixels = [self.normalize(self.preprocess(image)) for image in as_images(images)]
         return torch.stack(pixels) if pixels else torch.empty(0, 3, *self.size)
 
-    def preprocess(self, image: ImageSource) -> Image.Image:
-        """Read, resize and crop one picture.
+    def preprocess(self, image: ImageSource, resize: Resize = "crop") -> Image.Image:
+        """Read one image and bring it to size.
+
+        Args:
+            image: see `read_image`. One that this processor has prepared stays as it is.
+            resize: "crop": the short side to the processor's length, then the middle; "squash": the whole image to
+                the crop's size, whatever its aspect.
 
         Returns:
-            8-bit RGB of the crop's size: what the model sees, to compare its reconstruction with.
+            8-bit RGB of the crop's size: what the model sees, to compare its reconstruction with. Its `info` tells
+            whether something was left out: `first_frame` of an animation, `cropped`.
 
         Raises:
             InputError: the image cannot be read.
         """
+        if isinstance(image, Image.Image) and image.size == self.size[::-1] and image.info.get(_BY) == self:
+            return image
         image = read_image(image)
+        prepared = self._crop(image) if resize == "crop" else image.resize(self.size[::-1], self.resample)
+        height, width = self.size
+        ratio = image.width * height / (image.height * width)  # 1: all of it is seen, but for rounding
+        is_cropped = resize == "crop" and not 0.98 < ratio < 1.02
+        prepared.info = image.info | {_BY: self} | ({"cropped": True} if is_cropped else {})
+        return prepared
+
+    def _crop(self, image: Image.Image) -> Image.Image:
         crop_height, crop_width = self.size
         sides = zip(image.size, (crop_width, crop_height), strict=True)
         short, crop = min(sides, key=lambda side: side[0] / side[1])  # short beside the crop's

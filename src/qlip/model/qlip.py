@@ -58,6 +58,26 @@ class QLIPOutput:
     quantized_features: Tensor | None = None
 
 
+def check_latents(latents: Tensor, name: str, dtype: torch.dtype = torch.float32) -> None:
+    """Refuse latents that are no unit vectors: their signs are no tokens.
+
+    Args:
+        latents: (B, N, L).
+        name: of the model.
+        dtype: of its weights.
+
+    Raises:
+        InputError: some are not finite or are zero: the weights are damaged, or too large for their dtype.
+    """
+    norms = latents.norm(dim=-1)
+    if not (norms.isfinite() & (norms > 0.5)).all():
+        why = "its weights are damaged" if dtype == torch.float32 else f"it overflows in {dtype}"
+        raise InputError(
+            f"{name!r} gives latents that are not finite, from which no tokens can be made: {why}; "
+            "use dtype float32, or another checkpoint"
+        )
+
+
 class QLIP(nn.Module):
     """The tokenizer.
 
@@ -144,6 +164,16 @@ class QLIP(nn.Module):
     def encode(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) normalised → latents (B, N, L), unit vectors."""
         return self.compress(self.hidden_states(pixel_values)[:, 1:])
+
+    def tokens_of(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised → tokens (B, N) int64 in [0, 2^L).
+
+        Raises:
+            InputError: latents are not finite, so that tokens would mean nothing.
+        """
+        latents = self.encode(pixel_values)
+        check_latents(latents, self.name, self.dtype)
+        return self.codes_to_tokens(self.quantize(latents))
 
     def quantize(self, latents: Tensor) -> Tensor:
         """Latents (B, N, L) → codes (B, N, L) of ±1/√L, straight-through."""
@@ -246,8 +276,7 @@ class QLIP(nn.Module):
         Returns:
             (B, N) int64 in [0, 2^L), on the CPU.
         """
-        batches = (self.encode(pixels) for pixels in self._pixel_batches(images))
-        return torch.cat([self.codes_to_tokens(self.quantize(latents)).cpu() for latents in batches])
+        return torch.cat([self.tokens_of(pixels).cpu() for pixels in self._pixel_batches(images)])
 
     @torch.no_grad()
     def detokenize(self, tokens: Tensor, grid: Grid | None = None) -> Tensor:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from qlip.data.delivery import FromWorkers
 from qlip.data.workers import outlive_sigterm
 from qlip.errors import InputError
 from qlip.um3.config import FRAME, UM3Config
@@ -140,14 +141,7 @@ def training_batches(batches: Batches, start_step: int = 0, num_workers: int = 0
     Raises:
         InputError: a picture has no words, or data cannot be read.
     """
-    loader: DataLoader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=count(start_step),
-        num_workers=num_workers,
-        worker_init_fn=outlive_sigterm,
-    )
-    for batch in loader:
+    for batch in FromWorkers(batches, num_workers, count(start_step), worker_init_fn=outlive_sigterm):
         if isinstance(batch, InputError):
             raise batch
         yield batch

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from qlip.data.buckets import Buckets, assign, picture_size
+from qlip.data.buckets import Buckets, assign
 from qlip.data.journal import Journal
 from qlip.data.loader import TrainingSet, batches, order
 from qlip.errors import InputError
+from qlip.image_files import image_size
 from qlip.model.image import read_image
 
 SIZES = ((64, 64), (64, 96), (96, 64))
@@ -96,11 +97,11 @@ def test_a_bucket_that_fills_no_batch_is_named():
         next(Buckets(SIZES, np.array([], dtype=int)).order(4, seed=0))
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "AVIF"])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "AVIF", "TIFF"])
 @pytest.mark.parametrize(("orientation", "size"), [(1, (20, 30)), (3, (20, 30)), (6, (30, 20)), (8, (30, 20))])
 def test_the_size_of_a_picture_that_is_turned(format, orientation, size):
     picture = encoded(30, 20, format, exif=turned(orientation))
-    assert picture_size(picture) == size == read_image(picture).size[::-1]
+    assert image_size(picture) == size == read_image(picture).size[::-1]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

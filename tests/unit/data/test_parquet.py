@@ -1,8 +1,11 @@
+import os
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from qlip.data.parquet import ParquetSamples
+from qlip.data.samples import BadSample
 from qlip.errors import InputError
 
 
@@ -53,6 +56,39 @@ def test_pictures_beside_the_file(tmp_path):
     for row in (2, 3):
         with pytest.raises(InputError, match=rf"a\.parquet:{row}: `image` has neither"):
             samples[row]
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        ({"bytes": list(b"png")}, "its `bytes` are list"),
+        ({"bytes": "aGVsbG8="}, "its `bytes` are str"),
+        ({"bytes": None, "path": 7}, "its `path` is int"),
+        ({"bytes": None, "path": "/etc/hostname"}, "lies outside of .*--allow-outside"),
+        ({"bytes": None, "path": "../secret.png"}, "lies outside of"),
+        ({"bytes": None, "path": "link.png"}, "lies outside of"),
+        ({"bytes": None, "path": "a\0.png"}, "lies outside of|cannot be read"),
+        ({"bytes": None, "path": "pipe.png"}, "no regular file"),
+        ({"bytes": None, "path": "data"}, "is a directory"),
+    ],
+)
+def test_an_image_of_another_kind_is_a_bad_sample(tmp_path, image, reason):
+    (tmp_path / "secret.png").write_bytes(b"private")
+    (tmp_path / "set/data").mkdir(parents=True)
+    (tmp_path / "set/link.png").symlink_to(tmp_path / "secret.png")
+    os.mkfifo(tmp_path / "set/pipe.png")
+    samples = ParquetSamples([write(tmp_path / "set/a.parquet", image=[image])])
+    with pytest.raises(BadSample, match=rf"a\.parquet:0: .*({reason})"):
+        samples[0]
+
+
+def test_paths_as_bytes_and_paths_outside_where_they_are_allowed(tmp_path, monkeypatch):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "ü.png").write_bytes(b"picture")
+    monkeypatch.setenv("QLIP_ALLOW_OUTSIDE", "1")
+    for path in ("../ü.png".encode(), str(tmp_path / "ü.png")):
+        images = [{"bytes": None, "path": path}]
+        assert ParquetSamples([write(tmp_path / "set/a.parquet", image=images)])[0]["image"] == b"picture"
 
 
 def test_bad_files_are_named(tmp_path):

@@ -296,3 +296,27 @@ def test_remote_and_local_sources_together_are_a_stream(tmp_path):
     assert isinstance(stream, Stream) and stream.num_files == 4
     assert [sample["image"] for sample in stream] == PICTURES * 2
     assert open_samples([f"file://{shards}/*.tar"]).shards == stream.shards[:3]
+
+
+def test_an_image_file_is_a_source_and_a_folder_has_them_by_content(tmp_path):
+    content = {
+        suffix: f"{suffix}".encode() for suffix in ("jfif", "JPE", "pgm", "apng", "j2k", "mpo", "avifs", "heic")
+    }
+    for suffix, data in content.items():
+        (tmp_path / f"a.{suffix}").write_bytes(data)
+    (tmp_path / "photo").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "notes.doc").write_bytes(b"words")
+    samples = open_samples([tmp_path])
+    assert {sample["key"] for sample in samples} == {f"a.{suffix}" for suffix in content} | {"photo"}
+    assert open_samples([tmp_path / "a.jfif", tmp_path / "photo"])[0]["image"] == b"jfif"
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "a.jfif", "x.jfif")
+    assert open_samples([tmp_path / "a.tar"])[0]["image"] == b"jfif"
+
+
+def test_a_pipe_in_a_folder_is_named_and_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "list.jsonl").write_text('{"image": "a.png"}\n{"image": "/dev/zero"}\n')
+    for source, index in ((tmp_path, 0), (tmp_path / "list.jsonl", 0), (tmp_path / "list.jsonl", 1)):
+        with pytest.raises(BadSample, match="no regular file"):
+            open_samples([source])[index]

@@ -65,6 +65,23 @@ def test_a_name_that_is_not_utf8(job, tmp_path):
     assert detokenize_files(model, done.files, tmp_path / "out") == [tmp_path / "out/bad\\xff.png"]
 
 
+def test_all_of_an_image_or_its_middle(job, tmp_path, caplog):
+    path = tmp_path / "wide.png"
+    wide = Image.effect_noise((90, 40), 80).convert("RGB")
+    wide.save(path)
+    model = qlip.load(job.model)
+    with caplog.at_level("INFO", "qlip"):
+        for how in ("crop", "squash"):
+            done = tokenize(replace(job, sources=(str(path),), out=tmp_path / f"{how}.parquet", resize=how))
+            ((_, ids),) = rows(done.files[0]).items()
+            seen = model.image_processor.preprocess(path, how)
+            assert list(ids) == model.tokenize(seen)[0].tolist()
+    said = [record.getMessage() for record in caplog.records if "the middle" in record.getMessage()]
+    assert said == ["of 1 image the middle is used: --resize squash uses all of them"]
+    with pytest.raises(InputError, match="is of another image processor"):
+        tokenize(replace(job, sources=(str(path),), out=tmp_path / "crop.parquet", resize="squash"))
+
+
 @pytest.mark.parametrize(("size", "counts"), ((3, [2, 3, 3, 1]), (5, [4, 5]), (40, [9])))
 def test_a_shard_is_of_a_fixed_range_of_the_source(job, tmp_path, size, counts):
     folder = pictures(tmp_path / "in", 10)

@@ -110,7 +110,7 @@ def test_every_form_of_a_picture_reads_the_same(tmp_path):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 99), st.sampled_from([torch.float32, torch.float16]))
+@given(st.integers(5, 9), st.integers(1, 9), st.integers(0, 99), st.sampled_from([torch.float32, torch.float16]))
 def test_a_float_tensor_reads_as_its_png(width, height, seed, dtype):
     tensor = torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed)).to(dtype)
     png = encode(Image.fromarray((tensor.float() * 255).round().byte().permute(1, 2, 0).numpy()), "PNG")
@@ -203,6 +203,65 @@ def test_transparency_is_laid_over_white():
     np.testing.assert_array_equal(pixels(read_image(key))[0], [[255] * 3, [4, 5, 6]])
 
 
+def grey_png(depth, row, clear, colour=0):
+    """Two pixels, of which one value is transparent."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, depth, colour, 0, 0, 0))
+    rest = chunk(b"tRNS", clear) + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + rest
+
+
+@pytest.mark.parametrize(
+    ("png", "second"),
+    [
+        (grey_png(1, b"\x40", b"\0\0"), 255),
+        (grey_png(2, b"\x60", b"\0\1"), 170),
+        (grey_png(4, b"\x38", b"\0\3"), 136),
+        (grey_png(8, b"\x20\x80", b"\0\x20"), 128),
+        (grey_png(16, b"\x12\x34\x80\x00", b"\x12\x34"), 128),
+        (grey_png(16, b"\0\0\x80\x00", b"\0\0"), 128),
+        (grey_png(16, b"\x12\x34" * 3 + b"\x80\x00" * 3, b"\x12\x34" * 3, colour=2), 128),
+    ],
+)
+def test_a_transparent_value_of_every_depth(png, second):
+    for form in (png, Image.open(io.BytesIO(png))):
+        np.testing.assert_array_equal(pixels(read_image(form))[0, :, 0], [255, second])
+
+
+@pytest.mark.parametrize(("bits", "order"), [(8, "<"), (16, "<"), (16, ">"), (32, "<")])
+def test_tiff_whose_zero_is_white(bits, order):
+    values = np.array([0, 1]) * {8: 255, 16: 65535, 32: 1}[bits]
+    data = values.astype({8: "u1", 16: f"{order}u2", 32: f"{order}f4"}[bits]).tobytes()
+    numbers = {
+        256: 2,
+        257: 1,
+        258: bits,
+        259: 1,
+        262: 0,
+        273: 134,
+        277: 1,
+        278: 1,
+        279: len(data),
+        339: bits // 32 * 2 + 1,
+    }
+    tags = b"".join(struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0) for tag, value in numbers.items())
+    header = struct.pack(f"{order}2sHIH", b"II" if order == "<" else b"MM", 42, 8, len(numbers))
+    tiff = header + tags + bytes(4) + data
+    if order == ">":
+        return one_line(lambda: read_image(tiff), "cannot be read")  # Pillow knows it little-endian alone
+    for form in (tiff, Image.open(io.BytesIO(tiff))):
+        np.testing.assert_array_equal(pixels(read_image(form))[0, :, 0], [255, 0])
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 3), (4, 7, 3), (4, 4, 3), (1, 6, 4), (3, 9, 4), (3, 9, 1), (1, 9, 1)])
+def test_an_array_that_could_be_either_way_round_is_refused(shape):
+    for form in (np.zeros(shape, np.uint8), torch.zeros(shape, dtype=torch.uint8)):
+        one_line(lambda form=form: read_image(form), "either (C, H, W) or (H, W, C)", "pass a PIL image")
+
+
 def test_modes_agree_with_transformers(reference_class):
     reference = reference_class(do_resize=False, do_center_crop=False, do_rescale=False, do_normalize=False)
     rgba = Image.fromarray(noise(20, 10, 4))
@@ -233,6 +292,24 @@ def test_exif_orientation(format, orientation):
     assert result.shape == corners.shape
     for y, x in ((10, 15), (10, 45), (30, 15), (30, 45)):
         assert np.abs(result[y, x] - corners[y, x]).max() < 30
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
+def test_an_orientation_is_applied_once_whatever_way_an_image_takes(tmp_path, format, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a"
+    path.write_bytes(encode(photo(96, 64), format, exif=exif))
+    processor = ImageProcessor(32, 32)
+    once = read_image(path)
+    expected = pixels(processor.preprocess(path))
+    saved = encode(once, "PNG")
+    for form in (path.read_bytes(), Image.open(path), once, read_image(once), saved, processor.preprocess(once)):
+        np.testing.assert_array_equal(pixels(processor.preprocess(form)), expected)
+    loaded = Image.open(path)
+    loaded.load()
+    np.testing.assert_array_equal(pixels(read_image(loaded)), pixels(once))
 
 
 @pytest.mark.parametrize(
@@ -320,7 +397,11 @@ def test_decompression_bombs(tmp_path, action):
     """Between PIL's limit and twice that it only warns; we refuse both in the same words, and warn of nothing."""
     for size in [(10_000, 9_000), (14_000, 12_000), (20_000, 20_000), (2**31 - 1, 2**31 - 1)]:
         (tmp_path / "bomb.png").write_bytes(bomb(*size))
-        words = "bomb.png", f"{size[0]}x{size[1]} pixels, over the limit of", "MAX_IMAGE_PIXELS if you trust it"
+        words = (
+            "bomb.png",
+            f"{size[0]}x{size[1]} pixels, over the limit of",
+            "raise the limit if you trust it (--max-pixels",
+        )
         with warnings.catch_warnings(record=True) as shown:
             warnings.simplefilter(action)
             one_line(lambda: read_image(tmp_path / "bomb.png"), *words)
@@ -330,12 +411,14 @@ def test_decompression_bombs(tmp_path, action):
 def test_a_decoder_that_checks_the_size_itself(monkeypatch):
     data = FILES["webp"]
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 97 * 61 // 3)
-    one_line(lambda: read_image(data), "pixels, over the limit of 1972", "MAX_IMAGE_PIXELS if you trust it")
+    one_line(
+        lambda: read_image(data), "pixels, over the limit of 1972", "raise the limit if you trust it (--max-pixels"
+    )
 
 
 def test_the_limit_is_pils(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 97 * 61 - 1)
-    one_line(lambda: read_image(FILES["png"]), "97x61 pixels", "MAX_IMAGE_PIXELS")
+    one_line(lambda: read_image(FILES["png"]), "97x61 pixels", "over the limit of 5916")
     for limit in (97 * 61, None):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         assert read_image(FILES["png"]).size == (97, 61)
@@ -350,8 +433,8 @@ def test_the_limit_is_pils(monkeypatch):
         (noise(4, 4).astype(np.int64), "int64"),
         (torch.ones(3, 4, 4, dtype=torch.bool), "bool"),
         (np.array("a.png"), "<U5"),
-        (noise(4, 4) * 1.0, "not [0, 1]"),
-        (torch.full((3, 4, 4), float("nan")), "nan"),
+        (noise(5, 5) * 1.0, "not [0, 1]"),
+        (torch.full((3, 5, 5), float("nan")), "nan"),
         (torch.randn(3, 9, 9), "not [0, 1]"),
         (torch.rand(2, 3, 4, 4), "(2, 3, 4, 4)"),
         (torch.rand(5, 5, 5), "(5, 5, 5)"),
@@ -459,6 +542,36 @@ def test_a_thread_of_a_picture_costs_little(size):
     assert (pixels(ImageProcessor(256, 256).preprocess(image)) == [10, 200, 30]).all()
 
 
+def test_what_a_processor_prepared_stays_as_it_is():
+    processor = ImageProcessor(24, 16)  # a second time would cut off more
+    for how in ("crop", "squash"):
+        prepared = processor.preprocess(photo(90, 60), how)
+        assert processor.preprocess(prepared) is prepared
+        torch.testing.assert_close(processor(prepared)[0], processor.normalize(prepared), rtol=0, atol=0)
+    smaller = prepared.resize((8, 8))
+    assert processor.preprocess(smaller).size == (16, 16)
+    assert pixels(ImageProcessor(16, 16).preprocess(prepared)).shape == (16, 16, 3)
+
+
+def test_what_is_left_out_is_in_the_info():
+    processor = ImageProcessor(16, 16)
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime")]
+    for format in ("GIF", "WEBP", "PNG", "TIFF", "AVIF"):
+        animation = encode(frames[0], format, save_all=True, append_images=frames[1:])
+        assert processor.preprocess(animation).info.get("first_frame"), format
+        assert "first_frame" not in processor.preprocess(encode(frames[0], format)).info
+    assert processor.preprocess(photo(90, 60)).info.get("cropped")
+    assert "cropped" not in processor.preprocess(photo(90, 60), "squash").info
+    assert "cropped" not in processor.preprocess(photo(60, 60)).info
+
+
+def test_squashing_keeps_the_whole_image():
+    prepared = ImageProcessor(16, 16).preprocess(photo(90, 60), "squash")
+    np.testing.assert_array_equal(
+        pixels(prepared), pixels(photo(90, 60).resize((16, 16), Image.Resampling.BICUBIC))
+    )
+
+
 def test_one_many_and_batches():
     processor = ImageProcessor(16, 12)
     batch = torch.rand(4, 3, 20, 30)
@@ -467,7 +580,7 @@ def test_one_many_and_batches():
     torch.testing.assert_close(processor(list(batch)), expected, rtol=0, atol=0)
     torch.testing.assert_close(processor(batch[0]), expected[:1], rtol=0, atol=0)
     torch.testing.assert_close(processor([read_image(one) for one in batch]), expected, rtol=0, atol=0)
-    assert processor([FILES["jpeg"], photo(), noise(3, 3), batch[0]]).shape == (4, 3, 12, 12)
+    assert processor([FILES["jpeg"], photo(), noise(9, 9), batch[0]]).shape == (4, 3, 12, 12)
     assert processor([]).shape == (0, 3, 12, 12)
     one_line(lambda: processor(["nowhere.png"]), "nowhere.png")
 
