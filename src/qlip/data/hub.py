@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qlip.data.samples import COLUMNS, BadSample, Samples, captions_of, describe, read_picture
+from qlip.data.samples import COLUMNS, BadSample, Samples, captions_of, describe, described, read_picture
 from qlip.errors import InputError, one_line
 
 
@@ -43,11 +43,11 @@ class HubSamples(Samples):
         if image.get("bytes") is None and not image.get("path"):
             raise BadSample(key, "the row has no picture")
         encoded = image["bytes"] if image.get("bytes") is not None else read_picture(Path(image["path"]), key)
-        return {"image": encoded, "key": key} | describe(record)
+        return {"image": encoded, "key": key} | describe(record, key)
 
     def captions(self) -> Iterator[str]:
         """Those of all rows."""
-        yield from captions_of(map(describe, self._table.remove_columns(self._image)))
+        yield from captions_of(described(self._table.remove_columns(self._image)))
 
 
 def hub_texts(name: str, column: str) -> Iterator[str]:

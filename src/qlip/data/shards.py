@@ -5,9 +5,11 @@
     00000017.cls    the number of its class
     00000017.json   an object with any of `caption`, `captions`, `label`, …: goes before the two others
 
-The name ends at the first dot; other members are passed over. A local shard is read at any place: one scan finds
-where each sample's members lie, and leaves that beside the shard, in `NAME.tar.index`, where the folder can be
-written to. A shard that was changed since is scanned again.
+The name ends at the first dot; other members are passed over. Where an image is passed over, as `b.v2.png`, and
+no other member makes a sample of its name, it is a bad sample. Members that other programs leave beside data
+(`qlip.data.walk`) do not count. A local shard is read at any place: one scan finds where each sample's members lie,
+and leaves that beside the shard, in `NAME.tar.index`, where the folder can be written to. A shard that was changed
+since is scanned again.
 """
 
 import io
@@ -23,6 +25,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from qlip.data.samples import IMAGE_SUFFIXES, BadSample, Fault, Joined, Samples, captions_of, describe, lines_of
+from qlip.data.values import decode, printable
+from qlip.data.walk import is_in_left
 from qlip.errors import InputError, one_line
 
 T = TypeVar("T")
@@ -30,7 +34,7 @@ FIELDS = ("image", "json", "txt", "cls")
 MANIFEST = "manifest.json"
 _PLACES = [(f"{field}_{what}", pa.int64()) for field in FIELDS for what in ("offset", "size")]
 _INDEX = pa.schema([("key", pa.string()), *_PLACES])
-_INDEX_VERSION = "1"
+_INDEX_VERSION = "2"
 
 
 class Member(tarfile.TarInfo):
@@ -118,20 +122,26 @@ def sample_of(key: str, fields: Mapping[str, bytes]) -> dict[str, Any]:
     Raises:
         BadSample: it has no picture, or its words are damaged.
     """
+    key = printable(key)
     if "image" not in fields:
-        raise BadSample(key, "no picture among its members")
+        raise BadSample(
+            key, "no picture among its members (NAME.x.png is passed over: names end at the first dot)"
+        )
     return {"image": fields["image"], "key": key} | _words(key, fields)
 
 
 def grouped(members: Iterable[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T]]]:
     """Named members of a shard → the name of each sample, and its members by field."""
-    for stem, group in itertools.groupby(members, lambda member: _split(member[0])[0]):
+    good = (member for member in members if not is_in_left(member[0]))
+    for stem, group in itertools.groupby(good, lambda member: _split(member[0])[0]):
         fields: dict[str, T] = {}
+        passed_over = False
         for name, value in group:
+            passed_over |= name.rpartition(".")[2].lower() in IMAGE_SUFFIXES
             if field := field_of(name):
                 fields.setdefault(field, value)
-        if fields:
-            yield stem, fields
+        if fields or passed_over:
+            yield printable(stem), fields
 
 
 def field_of(name: str) -> str | None:
@@ -172,13 +182,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _words(key: str, fields: Mapping[str, bytes]) -> dict[str, Any]:
     try:
-        record = json.loads(fields["json"]) if "json" in fields else {}
-        words = describe(record)
+        record = json.loads(decode(fields["json"])) if "json" in fields else {}
+        if not isinstance(record, dict):
+            raise InputError("its .json holds no object")
+        words = describe(record, key)
         if "txt" in fields and not {"caption", "captions"} & words.keys():
-            words |= lines_of(fields["txt"].decode("utf-8"))
+            words |= lines_of(decode(fields["txt"]), key)
         if "cls" in fields and "label" not in words:
-            words["label"] = int(fields["cls"])
-    except (ValueError, AttributeError) as error:
+            words |= describe({"label": fields["cls"]}, key)
+    except BadSample:
+        raise
+    except (ValueError, RecursionError) as error:
         raise BadSample(key, f"its words are damaged ({one_line(error)})") from error
     return words
 

@@ -7,6 +7,7 @@ from pathlib import Path, PurePath
 
 from PIL import Image
 
+from qlip.data.walk import walk
 from qlip.errors import InputError
 from qlip.eval.batches import Track
 from qlip.model.image import FORMATS
@@ -57,7 +58,7 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in suffixes and p.is_file()]
+            inside = sorted(p for p in map(path.joinpath, walk(path)) if p.suffix.lower() in suffixes)
             if not inside:
                 raise InputError(f"{path}: no pictures in this folder")
             found += inside

@@ -149,17 +149,20 @@ def test_words_are_kept(job, tmp_path):
     table = pa.table({"image": image, "captions": captions, "label": pa.array([3, None, 0, 1], pa.int16())})
     pq.write_table(table, tmp_path / "a.parquet")
     (tmp_path / "0.png").write_bytes(encoded(1, 1))
-    lines = [{"image": "0.png", "caption": "\ud800", "label": "cat"}, {"image": "0.png", "caption": "\ud800"}]
+    lines = [{"image": "0.png", "label": "cat"}, {"image": "0.png", "caption": "\ud800"}, {"image": "0.png"}]
     (tmp_path / "b.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     sources = (str(tmp_path / "a.parquet"), str(tmp_path / "b.jsonl"))
     done = tokenize(replace(job, sources=sources, keep=("caption", "captions", "label")))
     found = pq.read_table(done.files[0])
     assert found.column_names == ["key", "tokens", "caption", "captions", "label"]
-    assert found["key"].to_pylist() == [*(f"a.parquet:{i}" for i in range(4)), "b.jsonl:1"]
-    assert found["caption"].to_pylist() == ["a cat", None, "caf\u00e9", "\u00fc", "\\ud800"]
-    assert found["captions"].to_pylist() == [*captions, ["\\ud800"]]
+    assert found["key"].to_pylist() == [*(f"a.parquet:{i}" for i in range(4)), "b.jsonl:2"]
+    assert found["caption"].to_pylist() == ["a cat", None, "caf\u00e9", "\u00fc", None]
+    assert found["captions"].to_pylist() == [*captions, None]
     assert found["label"].to_pylist() == [3, None, 0, 1, None]
-    assert done.failures == ["b.jsonl:0: its label 'cat' is not the number of a class"]
+    assert done.failures == [
+        "b.jsonl:0: its label is 'cat', not the number of a class: number the classes",
+        "b.jsonl:1: its caption is '\\ud800', not valid Unicode",
+    ]
     assert len(TokenFiles.open(done.files).keys()) == 5
 
 
