@@ -7,9 +7,10 @@
 
 The name ends at the first dot; other members are passed over. Where an image is passed over, as `b.v2.png`, and
 no other member makes a sample of its name, it is a bad sample. Members that other programs leave beside data
-(`qlip.data.walk`) do not count. A local shard is read at any place: one scan finds where each sample's members lie,
-and leaves that beside the shard, in `NAME.tar.index`, where the folder can be written to. A shard that was changed
-since is scanned again.
+(`qlip.data.walk`) do not count.
+
+A local shard is read at any place: one scan finds where each sample's members lie, and leaves that beside the shard,
+in `NAME.tar.index`, where the folder can be written to. A shard that was changed since is scanned again.
 """
 
 import io
@@ -165,18 +166,18 @@ def add_sample(tar: tarfile.TarFile, number: int, image: bytes, suffix: str, rec
         tar.addfile(member, io.BytesIO(contents))
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The `manifest.json` of a folder; empty where there is none.
+def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
+    """The manifest of a folder; empty where there is none.
 
     Raises:
         InputError: it is damaged.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder / MANIFEST}: not readable ({one_line(error)}): replace or delete it") from error
+        raise InputError(f"{folder / name}: not readable ({one_line(error)}): replace or delete it") from error
     return manifest if isinstance(manifest, dict) else {}
 
 

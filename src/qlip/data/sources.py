@@ -116,6 +116,8 @@ def _globbed(pattern: str) -> list[str]:
 
 
 def _open(source: str) -> Samples:
+    if not source:
+        raise InputError(f"a source is an empty string: name {_KNOWN}")
     if source.startswith("datasets:"):
         return HubSamples(source.removeprefix("datasets:"))
     path = Path(source)

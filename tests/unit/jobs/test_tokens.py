@@ -77,7 +77,7 @@ def test_a_shard_is_of_a_fixed_range_of_the_source(job, tmp_path, size, counts):
     assert rows(job.out) == {key: tuple(ids) for key, ids in zip(good, expected.tolist(), strict=True)}
     (failure,) = done.failures
     assert failure.startswith("01.png: ") and "cannot be read as an image" in failure
-    manifest = json.loads((job.out / "manifest.json").read_text())
+    manifest = json.loads((job.out / "_manifest.json").read_text())
     assert manifest["num_rows"] == 9 and manifest["num_samples"] == 10
     assert [failure["key"] for failure in manifest["failures"]] == ["01.png"]
     assert [shard["num_rows"] for shard in manifest["shards"]] == counts
@@ -100,7 +100,7 @@ def test_what_is_there_is_not_done_again(job, tmp_path, caplog):
     job = replace(job, sources=(pictures(tmp_path / "in", 10),), shard_rows=3)
     before, first = tokenize(job), contents(job.out)
     assert before.num_skipped == 0
-    for name in ("tokens-00001.parquet", "manifest.json"):
+    for name in ("tokens-00001.parquet", "_manifest.json"):
         (job.out / name).unlink()
     (job.out / ".tokens-00001.parquet.unfinished").write_bytes(b"half a file")
     times = written(job.out)
@@ -108,7 +108,7 @@ def test_what_is_there_is_not_done_again(job, tmp_path, caplog):
         done = tokenize(job)
     assert done.num_skipped == 7 and done.num_rows == 10 and "7 rows are there already" in caplog.text
     assert contents(job.out) == first and times.items() <= written(job.out).items()
-    assert {path.name for path in job.out.iterdir()} == {*first, "manifest.json"}
+    assert {path.name for path in job.out.iterdir()} == {*first, "_manifest.json"}
 
 
 def test_another_job_is_refused_by_name(job, small_model, tmp_path):
@@ -253,7 +253,7 @@ def test_a_remote_shard_that_breaks_is_taken_up_again_and_a_lost_one_later(job, 
     done = tokenize(job)
     assert done.num_rows < 12 and [fault.key for fault in done.lost] == [f"{server.url}/1.tar"]
     assert any("1.tar: cannot be read" in failure for failure in done.failures)
-    assert json.loads((job.out / "manifest.json").read_text())["lost"]
+    assert json.loads((job.out / "_manifest.json").read_text())["lost"]
     shard.write_bytes(good)
     done = tokenize(job)
     assert not done.lost and contents(job.out) == contents(tmp_path / "expected")
