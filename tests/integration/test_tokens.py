@@ -81,7 +81,7 @@ def test_two_processes_write_what_one_writes(arguments, whole, tmp_path):
         process.join()
     code, words = Running(tmp_path, *arguments, "--out", out, processes=2).wait()
     assert code == 0 and "rows are there already" in words[0] and not words[1], words
-    assert files(out) == whole and (out / "manifest.json").exists()
+    assert files(out) == whole and (out / "_manifest.json").exists()
     code, words = Running(tmp_path, *arguments, "--out", out, "--batch-size", 2, processes=2).wait()
     assert code == 1 and "is of another batch size, 3, and not 2" in " ".join(words[0].split()) and not words[1]
     assert files(out) == whole

@@ -10,7 +10,7 @@ import tyro
 from rich.logging import RichHandler
 
 from qlip.cli import data, eval, figures, llava, t2i, tokenizer, tokens, training, um3
-from qlip.cli.options import CONFIG, err, rank
+from qlip.cli.options import CONFIG, err, prepare_streams, rank, visible
 from qlip.errors import InputError, SharedError
 from qlip.machine import set_up_threads
 
@@ -51,6 +51,7 @@ def main() -> None:
         logger.setLevel("ERROR")
     set_up_threads()
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or each of its retries says so; the last error suffices
+    prepare_streams()
     try:
         code = _dispatch(sys.argv[1:])
         sys.stdout.flush()
@@ -77,6 +78,8 @@ def _dispatch(argv: list[str]) -> int:
     argv = _set_image_options(argv)
     if argv and argv[0] in FROM_RECIPE:  # their options come from the recipe that they name
         return FROM_RECIPE[argv[0]](*argv[1:])
+    if any(not arg or (arg.startswith("--") and arg.endswith("=")) for arg in argv):
+        raise InputError("an argument is empty: is a variable of the shell not set?")
     description = (
         "Text-aligned visual tokens: pictures to a few binary tokens and back, and to words.\n\n"
         "Every command that reads images takes --max-pixels N (for images larger than 89 megapixels) and "
@@ -106,5 +109,5 @@ def _fail(error: Exception) -> int:
     if rank() != "0" and isinstance(error, SharedError):  # the first process says it
         return 1
     who = "qlip" if rank() == "0" else f"qlip, rank {rank()}"
-    err.print(f"{who}: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+    err.print(visible(f"{who}: {error}"), style="red", highlight=False, markup=False, soft_wrap=True)
     return 1

@@ -5,6 +5,7 @@ Results go to stdout, messages to stderr; of several processes only the first sa
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track as rich_track
 from rich.table import Table
 
@@ -20,7 +22,10 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "qlip-tiny"
 
-err = Console(stderr=True)
+err = Console(stderr=True, emoji=False)
+
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Paths = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH…")]
 Model = Annotated[str, tyro.conf.arg(help="A bundled name, a folder, or a hub id such as nvidia/QLIP-B-16-256.")]
@@ -48,6 +53,26 @@ def rank() -> str:
     return os.environ.get("RANK", "0")
 
 
+def prepare_streams() -> None:
+    """Escape on stdout and stderr what their encoding lacks; a stream that is closed takes everything."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # for the whole process
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def visible(text: str) -> str:
+    """With control characters as escapes: names of files may hold what a terminal obeys."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def cell(value: object) -> str:
+    """A value for a table, letter for letter."""
+    return escape(visible(str(value)).replace("\n", "\\n"))
+
+
 def load(name: str, device: str, revision: str | None = None, image_size: ImageSize = None) -> "QLIP":
     """The model that a command names."""
     import qlip
@@ -65,14 +90,14 @@ def finish(num_done: int, failures: list[str], strict: bool) -> int:
     if failures:
         err.print(f"[red]{len(failures)} failed:", highlight=False)
     for line in failures:
-        err.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        err.print(visible(f"  {line}"), highlight=False, markup=False, soft_wrap=True)
     return 1 if num_done == 0 or (strict and failures) else 0
 
 
 def say(message: str) -> None:
     """A message for a person."""
     if rank() == "0":
-        err.print(message, highlight=False, markup=False, soft_wrap=True)
+        err.print(visible(message), highlight=False, markup=False, soft_wrap=True)
 
 
 def count_pictures(count: int) -> str:
@@ -87,9 +112,11 @@ def and_more(paths: list[Path]) -> str:
 
 def print_table(table: Table) -> None:
     """A table on stdout, as wide as its reader allows."""
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    Console(width=None if sys.stdout.isatty() else 200, emoji=False).print(table)
 
 
 def print_json(value: Any) -> None:
-    """A result on stdout for a program."""
-    print(json.dumps(value, indent=2, default=str, ensure_ascii=False))
+    """A result on stdout for a program: strict JSON in ASCII, with null for NaN and infinities."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    text = _SURROGATE.sub(lambda half: f"\\\\u{ord(half[0]):04x}", text)  # of names that are not UTF-8
+    print(json.dumps(json.loads(text, parse_constant=lambda name: None), indent=2))

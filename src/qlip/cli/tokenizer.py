@@ -20,6 +20,7 @@ from qlip.cli.options import (
     Paths,
     Strict,
     and_more,
+    cell,
     count_pictures,
     finish,
     load,
@@ -170,7 +171,7 @@ def reconstruct(
     elif results:
         table = Table("picture", "PSNR dB", "SSIM", show_footer=True, box=None, padding=(0, 2, 0, 0))
         for r in results:
-            table.add_row(escape(str(r.path)), f"{r.psnr:.2f}", f"{r.ssim:.4f}")
+            table.add_row(cell(r.path), f"{r.psnr:.2f}", f"{r.ssim:.4f}")
         footers = (f"mean of {len(results)}", f"{mean['psnr']:.2f}", f"{mean['ssim']:.4f}")
         for column, footer in zip(table.columns, footers, strict=True):
             column.footer = footer
@@ -213,7 +214,7 @@ def classify(
         table = Table("picture", "words", box=None, padding=(0, 2, 0, 0))
         for path, probabilities in results:
             best = list(probabilities.items())[:top]
-            table.add_row(escape(str(path)), escape("   ".join(f"{label} {p:.0%}" for label, p in best)))
+            table.add_row(cell(path), cell("   ".join(f"{label} {p:.0%}" for label, p in best)))
         print_table(table)
     return finish(len(results), failures, strict)
 

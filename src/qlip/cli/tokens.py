@@ -9,15 +9,17 @@ from rich.table import Table
 from qlip.cli.options import Json, Paths, err, finish, print_json, print_table, say, track
 
 
-def verify(folder: Annotated[Path, tyro.conf.Positional], /, *, json: Json = False) -> int:
-    """Compare token files with the checksums and counts of their manifest, and read every id.
+def verify(
+    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")], /, *, json: Json = False
+) -> int:
+    """Read every id of token files, and compare a folder with the checksums and counts of its manifest.
 
     Args:
-        folder: That `qlip tokenize` wrote.
+        path: A folder or a file that `qlip tokenize` wrote.
     """
     from qlip.jobs.tokens_check import verify as run_verify
 
-    found = run_verify(folder, track("reading"))
+    found = run_verify(path, track("reading"))
     if json:
         print_json(found)
     failed = f"; {found['num_failures']:,} samples could not be used" if found["num_failures"] else ""

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from rich.markup import escape
 from rich.table import Table
 
 from qlip.cli.options import (
@@ -13,6 +12,7 @@ from qlip.cli.options import (
     Json,
     Paths,
     Strict,
+    cell,
     count_pictures,
     finish,
     print_json,
@@ -72,7 +72,7 @@ def caption(
     elif captions:
         table = Table("picture", "caption", box=None, padding=(0, 2, 0, 0))
         for path, text in captions:
-            table.add_row(escape(str(path)), escape(text))
+            table.add_row(cell(path), cell(text))
         print_table(table)
     return finish(len(captions), failures, strict)
 

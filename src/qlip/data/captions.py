@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from qlip.data.samples import BadSample
-from qlip.errors import InputError
+from qlip.data.values import printable, read_text
+from qlip.errors import InputError, one_line
 
 TEMPLATES = (
     "a photo of a {}.",
@@ -81,13 +82,27 @@ def read_class_names(path: str | Path) -> list[list[str]]:
     Raises:
         InputError: the file is missing or of another form.
     """
+    return [names for names, _ in read_classes(path)]
+
+
+def read_classes(path: str | Path) -> list[tuple[list[str], str | None]]:
+    """Names, and the synset id (`wnid`) where there is one, for each label; see `read_class_names`.
+
+    Raises:
+        InputError: the file is missing or of another form.
+    """
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable JSON file of class names ({error})") from error
+        entries = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a readable JSON file of class names ({one_line(error)})") from error
     entries = entries if isinstance(entries, list) else [None]
     names = [e["names"] if isinstance(e, dict) and "names" in e else e for e in entries]
     names = [[n] if isinstance(n, str) else n for n in names]
-    if not all(isinstance(n, list) and n and all(isinstance(s, str) for s in n) for n in names):
+    if not all(isinstance(n, list) and n and all(map(_is_name, n)) for n in names):
         raise InputError(f'{path}: expected a list with a name, a list of names or {{"names": [...]}} a label')
-    return names
+    synsets = [e.get("wnid") if isinstance(e, dict) else None for e in entries]
+    return [(n, s if isinstance(s, str) else None) for n, s in zip(names, synsets, strict=True)]
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and bool(name.strip()) and printable(name) == name

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qlip.data.samples import COLUMNS, Samples, captions_of, describe, encoded_image
+from qlip.data.samples import COLUMNS, Samples, captions_of, describe, described, encoded_image
 from qlip.errors import InputError, one_line
 
 
@@ -43,11 +43,12 @@ class HubSamples(Samples):
         """Row `index`."""
         record = self._table[index]
         key = f"{self._name}:{index}"
-        return {"image": encoded_image(record[self._image], key, *self._folders), "key": key} | describe(record)
+        image = encoded_image(record[self._image], key, *self._folders)
+        return {"image": image, "key": key} | describe(record, key)
 
     def captions(self) -> Iterator[str]:
         """Those of all rows."""
-        yield from captions_of(map(describe, self._table.remove_columns(self._image)))
+        yield from captions_of(described(self._table.remove_columns(self._image)))
 
 
 def hub_texts(name: str, column: str) -> Iterator[str]:

@@ -1,82 +1,126 @@
-"""Lists of pictures: CSV, TSV and JSONL files with a picture's path and its words in each row.
+"""Listings of images: CSV, TSV and JSONL files with an image's path and its words in each row.
 
-Paths are relative to the file. The column with them is the first that there is of `PATHS`; for the words see
-`qlip.data.samples`.
+Paths are relative to the file; those that a pipe gives (`/dev/stdin`), to the current folder. The column with them
+is the first that there is of `PATHS`; for the words see `qlip.data.samples`. A row that cannot be used costs that
+row. Rows that name what other programs leave beside images (`qlip.data.walk`) do not count.
 """
 
+import io
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from qlip.data.samples import COLUMNS, BadSample, Samples, captions_of, describe, read_picture
+from qlip.data.samples import COLUMNS, BadSample, Fault, Samples, captions_of, describe, described, read_picture
+from qlip.data.values import decode, printable, refuse_utf16, repeated
+from qlip.data.walk import is_in_left
 from qlip.errors import InputError, one_line
 
 PATHS = ("image", "path", "file", "file_name", "filename", "filepath", "image_path")
 
 
+_MAYBE_LEFT = re.compile(rb"""["/\\](?:\.(?![./])|~\$|\#|__|@|(?i:thumbs|ehthumbs|desktop|icon))|~""")
+_BLOCK_BYTES = 1 << 24  # the longest row of a CSV file
+
+
 class CsvSamples(Samples):
     """The rows of a CSV file, or of a TSV file by its suffix; its text is held in memory."""
 
-    def __init__(self, file: Path):
-        """Read the file.
+    def __init__(self, file: Path, piped: bytes | None = None):
+        """Read the file; rows of another length than the header are `unreadable`.
+
+        Args:
+            file: the file, or the pipe.
+            piped: what the pipe gave.
 
         Raises:
-            InputError: it cannot be read, or has no column of paths.
+            InputError: it cannot be read, is UTF-16, has no column of paths, or has a column twice.
         """
-        strings = {name: pa.string() for name in (*PATHS, "caption", "captions", "text")}
-        delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+        contents = read_all(file) if piped is None else piped
+        _check_encoding(file, contents)
+        is_tsv = file.suffix.lower() == ".tsv" or (piped is not None and b"\t" in piped.partition(b"\n")[0])
+        self._file, self._folder = file, file.parent if piped is None else Path()
+        self.unreadable: tuple[Fault, ...] = ()
         try:
-            table = pa.csv.read_csv(
-                file,
-                parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-                convert_options=pa.csv.ConvertOptions(column_types=strings),
-            )
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{file}: not a readable table ({one_line(error)}): mend it") from error
-        if not set(PATHS) & set(table.column_names):
-            raise InputError(
-                f"{file}: no column of paths; its columns are {table.column_names}: name one of them {PATHS[0]!r}"
-            )
-        self._file = file
-        self._table = table.select([name for name in table.column_names if name in {*PATHS, *COLUMNS}])
+            table = self._parsed(contents, "\t" if is_tsv else ",")
+            names = table.column_names
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            raise InputError(f"{file}: not a readable table ({one_line(error)}): correct it") from error
+        if not set(PATHS) & set(names):
+            raise InputError(f"{file}: no column of paths; its columns are {names}: name one of them {PATHS[0]!r}")
+        wanted = [name for name in names if name in {*PATHS, *COLUMNS}]
+        if twice := repeated(wanted):
+            raise InputError(f"{file}: has the column {twice!r} twice: rename or delete one")
+        self._table = table.select(wanted)
+        good = [not is_in_left(_path_of(row) or "") for row in self._rows([n for n in wanted if n in PATHS])]
+        if not all(good):
+            self._table = self._table.filter(pa.array(good))
 
     def __len__(self) -> int:
         return len(self._table)
 
     def read(self, index: int) -> dict[str, Any]:
         """Row `index`."""
-        return _sample(self._table.slice(index, 1).to_pylist()[0], self._file, f"{self._file.name}:{index}")
+        key = printable(f"{self._file.name}:{index}")
+        return _sample(self._table.slice(index, 1).to_pylist()[0], self._folder, key)
 
     def captions(self) -> Iterator[str]:
-        """Those of all rows."""
-        for batch in self._table.to_batches(1000):
-            yield from captions_of(map(describe, batch.to_pylist()))
+        """Those of all rows that are good."""
+        yield from captions_of(described(self._rows([n for n in self._table.column_names if n not in PATHS])))
+
+    def _rows(self, columns: list[str]) -> Iterator[dict[str, Any]]:
+        for batch in self._table.select(columns).to_batches(1000):
+            yield from batch.to_pylist()
+
+    def _parsed(self, contents: bytes, delimiter: str) -> pa.Table:
+        """All columns of use as bytes: so what a cell holds concerns no other."""
+
+        def skip(row: Any) -> str:
+            reason = f"has {row.actual_columns} cells, the header {row.expected_columns}: is a quote missing?"
+            self.unreadable += (Fault(f"{self._file.name}, row {row.number}", reason),)
+            return "skip"
+
+        return pa.csv.read_csv(
+            io.BytesIO(contents),
+            pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),  # threads lose the numbers of rows
+            pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip),
+            pa.csv.ConvertOptions(check_utf8=False, column_types=dict.fromkeys((*PATHS, *COLUMNS), pa.binary())),
+        )
 
 
 class JsonlSamples(Samples):
-    """The lines of a JSONL file, an object each; held in memory is where they begin."""
+    """The lines of a JSONL file, an object each; held in memory is where they begin (of a pipe, all)."""
 
-    def __init__(self, file: Path):
+    def __init__(self, file: Path, piped: bytes | None = None):
         """Find the lines.
 
+        Args:
+            file: the file, or the pipe.
+            piped: what the pipe gave.
+
         Raises:
-            InputError: the file cannot be read, or is empty.
+            InputError: the file cannot be read, is UTF-16, or is empty.
         """
+        self._file, self._folder, self._piped = file, file.parent if piped is None else Path(), piped
         starts, place = [], 0
         try:
-            with file.open("rb") as lines:
+            with self._open() as lines:
                 for line in lines:
-                    if line.strip():
+                    if not place:
+                        _check_encoding(file, line)
+                    if line.strip(b" \t\r\n\xef\xbb\xbf") and not _is_left(line):
                         starts.append(place)
                     place += len(line)
         except OSError as error:
             raise InputError(f"{file}: cannot be read ({one_line(error)})") from error
-        self._file, self._starts = file, np.array(starts, np.int64)
+        self._starts = np.array(starts, np.int64)
         if not starts:
             raise InputError(f"{file}: has no lines")
 
@@ -85,29 +129,82 @@ class JsonlSamples(Samples):
 
     def read(self, index: int) -> dict[str, Any]:
         """Line `index`, blank ones not counted."""
-        key = f"{self._file.name}:{index}"
+        key = printable(f"{self._file.name}:{index}")
         try:
-            with self._file.open("rb") as file:
+            with self._open() as file:
                 file.seek(self._starts[index])
-                record = json.loads(file.readline())
+                record = _parsed(file.readline())
         except (OSError, ValueError) as error:
             raise BadSample(key, f"not a line of JSON ({one_line(error)})") from error
         if not isinstance(record, dict):
             raise BadSample(key, "not a JSON object")
-        return _sample(record, self._file, key)
+        return _sample(record, self._folder, key)
 
     def captions(self) -> Iterator[str]:
         """Those of all lines that are good."""
-        with self._file.open("rb") as lines:
+        yield from captions_of(described(self._records()))
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        with self._open() as lines:
             for line in lines:
-                try:
-                    yield from captions_of([describe(json.loads(line))])
-                except (ValueError, AttributeError):  # `read` tells of it
-                    continue
+                with suppress(ValueError):  # `read` tells of it
+                    record = _parsed(line)
+                    if isinstance(record, dict):
+                        yield record
+
+    def _open(self) -> BinaryIO:
+        return self._file.open("rb") if self._piped is None else io.BytesIO(self._piped)
 
 
-def _sample(record: Mapping[str, Any], file: Path, key: str) -> dict[str, Any]:
+def read_all(file: Path) -> bytes:
+    """The contents of a file or a pipe.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({one_line(error)})") from error
+
+
+def _parsed(line: bytes) -> Any:
+    """A line of JSON.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return json.loads(decode(line))
+    except RecursionError as error:
+        raise InputError("it is nested too deeply") from error
+
+
+def _check_encoding(file: Path, contents: bytes) -> None:
+    try:
+        refuse_utf16(contents)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+
+
+def _is_left(line: bytes) -> bool:
+    """Whether a line of JSON names what other programs leave; most need not be parsed for that."""
+    if _MAYBE_LEFT.search(line):
+        with suppress(ValueError):
+            record = _parsed(line)
+            return isinstance(record, dict) and is_in_left(_path_of(record) or "")
+    return False
+
+
+def _path_of(record: Mapping[str, Any]) -> str | None:
     path = next((record[name] for name in PATHS if record.get(name)), None)
-    if not isinstance(path, str):
+    if isinstance(path, bytes):  # names of files need not be UTF-8
+        return os.fsdecode(path)
+    return path if isinstance(path, str) else None
+
+
+def _sample(record: Mapping[str, Any], folder: Path, key: str) -> dict[str, Any]:
+    path = _path_of(record)
+    if not path:
         raise BadSample(key, f"no path of a picture: put it under {PATHS[0]!r}")
-    return {"image": read_picture(file.parent / path, key), "key": key} | describe(record)
+    return {"image": read_picture(folder / path, key), "key": key} | describe(record, key)

@@ -8,7 +8,7 @@ as long as there is room, in each process for itself.
 import bisect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qlip.data.samples import COLUMNS, BadSample, Joined, Samples, captions_of, describe, encoded_image
-from qlip.errors import InputError
+from qlip.data.samples import COLUMNS, BadSample, Joined, Samples, captions_of, describe, described, encoded_image
+from qlip.data.values import printable, repeated
+from qlip.data.walk import visible
+from qlip.errors import InputError, one_line
 
 HELD_BYTES = 1 << 30  # of decoded row groups, in a process
+CAPTIONS_AT_ONCE = 1000
 
 
 class ParquetSamples(Joined):
@@ -52,12 +55,14 @@ class ParquetFile(Samples):
             metadata = pq.read_metadata(file)
             schema = metadata.schema.to_arrow_schema()
             stat = file.stat()
+        if twice := repeated(name for name in schema.names if name in ("image", *COLUMNS)):
+            raise InputError(f"{file}: has the column {twice!r} twice: rename or delete one")
         image = schema.field("image").type if "image" in schema.names else None
         if image is None or not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:
             raise InputError(f"{file}: no column `image` with a field `bytes`; its columns are {schema.names}")
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         self._file, self._version = file, (stat.st_size, stat.st_mtime_ns)
-        self._columns = [name for name in ("image", *COLUMNS) if name in schema.names]
+        self._columns = [name for name in schema.names if name in ("image", *COLUMNS)]
         self._ends = np.cumsum([group.num_rows for group in groups]).tolist()
         self.num_bytes = sum(group.total_byte_size for group in groups)
 
@@ -68,22 +73,23 @@ class ParquetFile(Samples):
         """Row `index`."""
         group = bisect.bisect_right(self._ends, index)
         row = index - (self._ends[group - 1] if group else 0)
-        key = f"{self._file.name}:{index}"
+        key = printable(f"{self._file.name}:{index}")
         try:
             table = _held.get((self._file, self._version, group), lambda: self._read_group(group))
         except InputError as error:
             raise BadSample(key, error) from error
-        record = table.slice(row, 1).to_pylist()[0]
-        return {"image": encoded_image(record["image"], key, self._file.parent), "key": key} | describe(record)
+        record = _record(table, row, key)
+        image = encoded_image(record["image"], key, self._file.parent)
+        return {"image": image, "key": key} | describe(record, key)
 
     def captions(self) -> Iterator[str]:
         """The captions of the rows that have one."""
         columns = [name for name in ("caption", "captions", "text") if name in self._columns]
-        for name in columns if columns == ["text"] else columns[:2]:
-            with readable(self._file):
-                column = pq.read_table(self._file, columns=[name])[name]
-            for chunk in column.chunks:
-                yield from captions_of(describe({name: said}) for said in chunk.to_pylist())
+        if not columns:
+            return
+        with readable(self._file), pq.ParquetFile(self._file) as parquet:
+            for batch in parquet.iter_batches(CAPTIONS_AT_ONCE, columns=columns):
+                yield from captions_of(described(_good_records(batch)))
 
     def _read_group(self, group: int) -> pa.Table:
         with readable(self._file), pq.ParquetFile(self._file, memory_map=True) as parquet:
@@ -120,7 +126,7 @@ def find_parquet(paths: Sequence[str | Path]) -> list[Path]:
     """
     files: list[Path] = []
     for path in map(Path, paths):
-        found = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        found = visible(path, "*.parquet") if path.is_dir() else [path]
         if not found or not found[0].exists():
             raise InputError(f"{path}: no Parquet file there")
         files += found
@@ -141,3 +147,24 @@ def readable(file: str | Path) -> Iterator[None]:
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{file}: not a readable Parquet file ({reason}): replace it") from error
+
+
+def _record(rows: pa.Table | pa.RecordBatch, row: int, key: str) -> dict[str, Any]:
+    """A row as Python has it.
+
+    Raises:
+        BadSample: a value has no such form, as strings that are not UTF-8.
+    """
+    record = {}
+    for name, column in zip(rows.schema.names, rows.columns, strict=True):
+        try:
+            record[name] = column[row].as_py()
+        except (ValueError, OverflowError, pa.ArrowException) as error:
+            raise BadSample(key, f"its {name} cannot be read ({one_line(error)})") from error
+    return record
+
+
+def _good_records(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    for row in range(len(batch)):
+        with suppress(BadSample):  # `read` tells of it
+            yield _record(batch, row, "")

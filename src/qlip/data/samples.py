@@ -9,14 +9,18 @@ time, the first being the plainest; `concept`, a name that samples share if thei
 import bisect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from qlip.data.values import about_of, label_of, lines, printable, text_of, texts_of
 from qlip.errors import InputError
 from qlip.image_files import allows_outside, is_inside, read_file
+
+T = TypeVar("T")
 
 ABOUT = ("licence", "license", "author", "source", "url")
 COLUMNS = ("label", "caption", "captions", "concept", "text", *ABOUT)
@@ -26,7 +30,7 @@ class BadSample(InputError):
     """A sample that cannot be used: its key and the reason."""
 
     def __init__(self, key: str, reason: object):
-        super().__init__(key, " ".join(str(reason).split()))
+        super().__init__(printable(key), printable(" ".join(str(reason).split())))
         self.key, self.reason = self.args
 
     def __str__(self) -> str:
@@ -48,6 +52,10 @@ class Fault:
     reason: str
     index: int | None = None
     is_file: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("key", "reason"):  # lists of faults are written as UTF-8
+            object.__setattr__(self, name, printable(getattr(self, name)))
 
 
 class Samples(Sequence):
@@ -99,7 +107,7 @@ class Joined(Samples):
         self.parts = list(parts)
         self._ends = np.cumsum([len(part) for part in parts]).tolist()
         self.unreadable = (*unreadable, *(fault for part in parts for fault in part.unreadable))
-        self.num_files = len(unreadable) + sum(part.num_files for part in parts)
+        self.num_files = sum(fault.is_file for fault in unreadable) + sum(part.num_files for part in parts)
         names = {part.class_names for part in parts if part.class_names}
         if len(names) > 1:
             first, second = sorted(names)[:2]
@@ -156,17 +164,27 @@ def evenly(total: int, count: int) -> list[int]:
     return [i * total // count for i in range(count)]
 
 
-def describe(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a record's columns those of a sample: its words, and whose it is. Blank words are none.
+def describe(record: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Of a record's columns those of a sample: its words, and whose it is; see `qlip.data.values`.
 
     `text` is another name for `caption`; a list under `caption` is `captions`, and so are the lines of a string
     under `captions`.
+
+    Args:
+        record: values by column.
+        key: of the sample.
+
+    Raises:
+        BadSample: a value is not what its column should have.
     """
-    found = {name: record[name] for name in ("label", "concept", *ABOUT) if record.get(name) is not None}
-    caption, captions = _texts(record.get("caption")), record.get("captions")
-    captions = _texts(captions.splitlines() if isinstance(captions, str) else captions)
+    found: dict[str, Any] = {}
+    for name in ("label", "concept", *ABOUT):
+        value = _read(label_of if name == "label" else about_of, record, name, key)
+        if value is not None:
+            found[name] = value
+    caption, captions = (_read(read, record, name, key) for name, read in _CAPTIONS.items())
     if not caption and not captions:
-        caption = _texts(record.get("text"))
+        caption = _read(texts_of, record, "text", key)
     if len(caption) > 1:
         caption, captions = [], captions or caption
     if caption:
@@ -176,9 +194,20 @@ def describe(record: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def lines_of(text: str) -> dict[str, Any]:
-    """The words of a `.txt` file: a line is the caption, several are captions."""
-    return describe({"caption": [line.strip() for line in text.splitlines()]})
+def described(records: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The words of some records, without those that are bad: whoever reads the sample is told."""
+    for record in records:
+        with suppress(BadSample):
+            yield describe(record, "")
+
+
+def lines_of(text: str, key: str) -> dict[str, Any]:
+    """The words of a `.txt` file: a line is the caption, several are captions.
+
+    Raises:
+        BadSample: they are no text.
+    """
+    return describe({"caption": lines(text)}, key)
 
 
 def captions_of(samples: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -232,9 +261,19 @@ def encoded_image(image: Any, key: str, folder: Path, *others: Path) -> bytes:
     return read_picture(file, key)
 
 
-def _texts(value: Any) -> list[str]:
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return [str(text) for text in values if text is not None and str(text).strip()]
+def _several(value: Any) -> list[str]:
+    """Captions: a list, or the lines of a text."""
+    return texts_of(value) if isinstance(value, list | tuple) else lines(text_of(value) or "")
+
+
+_CAPTIONS: dict[str, Callable[[Any], list[str]]] = {"caption": texts_of, "captions": _several}
+
+
+def _read(read: Callable[[Any], T], record: Mapping[str, Any], name: str, key: str) -> T:
+    try:
+        return read(record.get(name))
+    except InputError as error:
+        raise BadSample(key, f"its {name} {error}") from error
 
 
 def _some(names: Sequence[str]) -> str:

@@ -5,9 +5,12 @@
     00000017.cls    the number of its class
     00000017.json   an object with any of `caption`, `captions`, `label`, …: goes before the two others
 
-The name ends at the first dot; other members are passed over. A local shard is read at any place: one scan finds
-where each sample's members lie, and leaves that beside the shard, in `NAME.tar.index`, where the folder can be
-written to. A shard that was changed since is scanned again.
+The name ends at the first dot; other members are passed over. Where an image is passed over, as `b.v2.png`, and
+no other member makes a sample of its name, it is a bad sample. Members that other programs leave beside data
+(`qlip.data.walk`) do not count.
+
+A local shard is read at any place: one scan finds where each sample's members lie, and leaves that beside the
+shard, in `NAME.tar.index`, where the folder can be written to. A shard that was changed since is scanned again.
 """
 
 import io
@@ -23,6 +26,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from qlip.data.samples import BadSample, Fault, Joined, Samples, captions_of, describe, lines_of
+from qlip.data.values import decode, printable
+from qlip.data.walk import is_in_left
 from qlip.errors import InputError, one_line
 from qlip.image_files import IMAGE_SUFFIXES
 
@@ -119,20 +124,26 @@ def sample_of(key: str, fields: Mapping[str, bytes]) -> dict[str, Any]:
     Raises:
         BadSample: it has no picture, or its words are damaged.
     """
+    key = printable(key)
     if "image" not in fields:
-        raise BadSample(key, "no picture among its members")
+        raise BadSample(
+            key, "no picture among its members (NAME.x.png is passed over: names end at the first dot)"
+        )
     return {"image": fields["image"], "key": key} | _words(key, fields)
 
 
 def grouped(members: Iterable[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T]]]:
     """Named members of a shard → the name of each sample, and its members by field."""
-    for stem, group in itertools.groupby(members, lambda member: _split(member[0])[0]):
+    good = (member for member in members if not is_in_left(member[0]))
+    for stem, group in itertools.groupby(good, lambda member: _split(member[0])[0]):
         fields: dict[str, T] = {}
+        passed_over = False
         for name, value in group:
+            passed_over |= name.rpartition(".")[2].lower() in IMAGE_SUFFIXES
             if field := field_of(name):
                 fields.setdefault(field, value)
-        if fields:
-            yield stem, fields
+        if fields or passed_over:
+            yield printable(stem), fields
 
 
 def field_of(name: str) -> str | None:
@@ -156,30 +167,34 @@ def add_sample(tar: tarfile.TarFile, number: int, image: bytes, suffix: str, rec
         tar.addfile(member, io.BytesIO(contents))
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The `manifest.json` of a folder; empty where there is none.
+def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
+    """The manifest of a folder; empty where there is none.
 
     Raises:
         InputError: it is damaged.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder / MANIFEST}: not readable ({one_line(error)}): replace or delete it") from error
+        raise InputError(f"{folder / name}: not readable ({one_line(error)}): replace or delete it") from error
     return manifest if isinstance(manifest, dict) else {}
 
 
 def _words(key: str, fields: Mapping[str, bytes]) -> dict[str, Any]:
     try:
-        record = json.loads(fields["json"]) if "json" in fields else {}
-        words = describe(record)
+        record = json.loads(decode(fields["json"])) if "json" in fields else {}
+        if not isinstance(record, dict):
+            raise InputError("its .json holds no object")
+        words = describe(record, key)
         if "txt" in fields and not {"caption", "captions"} & words.keys():
-            words |= lines_of(fields["txt"].decode("utf-8"))
+            words |= lines_of(decode(fields["txt"]), key)
         if "cls" in fields and "label" not in words:
-            words["label"] = int(fields["cls"])
-    except (ValueError, AttributeError) as error:
+            words |= describe({"label": fields["cls"]}, key)
+    except BadSample:
+        raise
+    except (ValueError, RecursionError) as error:
         raise BadSample(key, f"its words are damaged ({one_line(error)})") from error
     return words
 

@@ -19,14 +19,15 @@ from pathlib import Path
 
 from qlip.data.folder import FolderSamples, PictureFiles
 from qlip.data.hub import HubSamples
-from qlip.data.listing import CsvSamples, JsonlSamples
+from qlip.data.listing import CsvSamples, JsonlSamples, read_all
 from qlip.data.parquet import HELD_BYTES, ParquetFile, ParquetSamples
 from qlip.data.remote import glob_url, require_scheme
 from qlip.data.samples import Joined, Samples
 from qlip.data.shards import ShardSamples
 from qlip.data.stream import RANGE, RemoteShard, SampleRange, Stream
+from qlip.data.walk import is_left, visible
 from qlip.errors import InputError
-from qlip.image_files import is_image_file, is_pipe
+from qlip.image_files import is_image, is_image_file
 
 Source = str | os.PathLike[str]
 logger = logging.getLogger("qlip")
@@ -67,16 +68,16 @@ def open_samples(sources: Iterable[Source], buffer_size: int = 1000) -> Joined |
     if not parts and not remote:
         raise InputError(f"no data: name {_KNOWN}")
     joined = Joined(parts) if parts else None
-    if joined:
+    if joined is not None:
         _warn_of_slow_reading(joined)
-    if joined and not remote:
-        return joined
+        if not remote:
+            return joined
     ranges = [
         SampleRange(part, start, min(start + RANGE, len(part)))
         for part in parts
         for start in range(0, len(part), RANGE)
     ]
-    unreadable, names = (joined.unreadable, joined.class_names) if joined else ((), ())
+    unreadable, names = (joined.unreadable, joined.class_names) if joined is not None else ((), ())
     return Stream((*remote, *ranges), unreadable, buffer_size, names)
 
 
@@ -93,11 +94,11 @@ def open_indexed(sources: Sequence[Source]) -> Joined:
 
 
 def is_picture(source: str) -> bool:
-    """Whether a source is a picture that was named itself: a file, or a pipe."""
+    """Whether a source is an image file that was named itself."""
     if "://" in source or source.startswith("datasets:") or os.path.isdir(source):
         return False
     known = os.path.splitext(source)[1].lower() in _FILES
-    return not known and "*" not in source and (is_pipe(source) or is_image_file(source))
+    return not known and "*" not in source and is_image_file(source)
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -117,10 +118,16 @@ def expand_braces(pattern: str) -> list[str]:
 def local_files(pattern: str) -> list[str]:
     """The files that a path with braces and asterisks names; without asterisks whether or not they are there."""
     names = expand_braces(pattern)
-    return [file for name in names for file in (sorted(glob.glob(name)) if "*" in name else [name])]
+    return [file for name in names for file in (_globbed(name) if "*" in name else [name])]
+
+
+def _globbed(pattern: str) -> list[str]:
+    return sorted(file for file in glob.glob(pattern) if not is_left(os.path.basename(file)))
 
 
 def _open(source: str) -> Samples:
+    if not source:
+        raise InputError(f"a source is an empty string: name {_KNOWN}")
     if source.startswith("datasets:"):
         return HubSamples(source.removeprefix("datasets:"))
     path = Path(source)
@@ -129,6 +136,8 @@ def _open(source: str) -> Samples:
     if is_picture(source):
         return PictureFiles([source])
     if path.exists():
+        if not path.is_file() or path.parent == Path("/dev"):
+            return _open_pipe(path)
         if path.suffix.lower() not in _FILES:
             raise InputError(f"{source}: not a source of data: name {_KNOWN}")
         return _FILES[path.suffix.lower()](path)
@@ -144,8 +153,17 @@ def _open(source: str) -> Samples:
     return Joined([_open(file) for file in files])
 
 
+def _open_pipe(path: Path) -> Samples:
+    """What a pipe gives, such as `/dev/stdin` and `<(…)`, by its first bytes: an image, JSONL, else CSV or TSV."""
+    contents = read_all(path)
+    if is_image(contents):
+        return PictureFiles([str(path)], {str(path): contents})
+    kind = JsonlSamples if contents.lstrip(b" \t\r\n\xef\xbb\xbf").startswith(b"{") else CsvSamples
+    return kind(path, contents)
+
+
 def _open_folder(path: Path) -> Samples:
-    tables, shards = sorted(path.glob("*.parquet")), sorted(path.glob("*.tar"))
+    tables, shards = visible(path, "*.parquet"), visible(path, "*.tar")
     if tables and shards:
         raise InputError(f"{path}: holds Parquet files and shards: name the one, as {path / '*.tar'}")
     if tables:

@@ -27,7 +27,7 @@ from qlip.bits import tokens_to_sub_tokens
 from qlip.data.delivery import FromWorkers
 from qlip.data.loader import order
 from qlip.data.parquet import readable
-from qlip.data.token_file import KEPT, ROW_GROUP, TokenFiles, TokenFormat
+from qlip.data.token_file import KEPT, ROW_GROUP, TokenFiles, TokenFormat, ids_of
 from qlip.data.workers import outlive_sigterm
 from qlip.errors import InputError, one_line
 
@@ -103,7 +103,7 @@ class TokenDataset(Dataset):
         columns: dict[str, list[Any]] = {name: [] for name in self.columns}
         for place, index in enumerate(indices):
             which = bisect_right(self._ends, index)
-            group = _read_group(*self._groups[which])
+            group = _read_group(*self._groups[which], self.format)
             row = index - (self._ends[which - 1] if which else 0)
             tokens[place] = group.tokens[row]
             for name, values in columns.items():
@@ -154,7 +154,7 @@ class _Group:
 
 
 @lru_cache(maxsize=HELD_GROUPS)
-def _read_group(file: Path, stamp: str, number: int) -> _Group:
+def _read_group(file: Path, stamp: str, number: int, token_format: TokenFormat) -> _Group:
     """A row group, decoded; of the cache a view of what is mapped."""
     with readable(file):
         if file.suffix == ".arrow":
@@ -164,10 +164,7 @@ def _read_group(file: Path, stamp: str, number: int) -> _Group:
             with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
                 table = parquet.read_row_group(number, use_threads=False)
             columns = {name: table[name].combine_chunks() for name in table.column_names}
-    ids = columns.pop("tokens")
-    if ids.null_count or ids.flatten().null_count:
-        raise InputError(f"{file}: a row has no ids: tokenize the pictures again")
-    return _Group(ids.flatten().to_numpy().reshape(len(ids), -1), columns)
+    return _Group(ids_of(columns.pop("tokens"), token_format, file), columns)
 
 
 @lru_cache(maxsize=HELD_GROUPS)

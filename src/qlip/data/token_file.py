@@ -4,28 +4,37 @@ Whose ids they are stands in the file's metadata: the tokenizer's name and the h
 entry says which part of which data a file is of. A file appears whole or not at all.
 """
 
+import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qlip.data.parquet import find_parquet, readable
+from qlip.data.shards import MANIFEST as OLD_MANIFEST
+from qlip.data.shards import read_manifest
 from qlip.errors import InputError
 from qlip.files import whole_file
 
+logger = logging.getLogger("qlip")
+
 FORMAT_VERSION = 1
+MANIFEST = "_manifest.json"  # pyarrow, Spark and others pass over names that begin so: a folder is one data set
 ROW_GROUP = 1000  # rows that are decoded together
 KEPT = {"caption": pa.string(), "captions": pa.list_(pa.string()), "label": pa.int64()}
 """Columns that a file may have besides `key` and `tokens`; null where a sample has no such words."""
 
 _METADATA_KEY = b"qlip"
 _ORIGIN_KEY = b"qlip_origin"
+_SUM_KEY, _NO_SUM = b"qlip_sha256", b"0" * 64
 
 
 @dataclass(frozen=True)
@@ -86,9 +95,11 @@ class TokenFormat:
                 found = cls(
                     str(fields["model"]), str(fields["id_hash"]), int(fields["bits"]), (rows, columns), version
                 )
-                if not schema.equals(found.schema([name for name in schema.names if name in KEPT])):
-                    raise ValueError(f"its columns are {', '.join(map(str, schema))}")
+                found.schema()  # a grid without end has none
+                _check_columns(path, schema, found)
                 return found
+        except InputError:
+            raise
         except (KeyError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
             raise InputError(
@@ -128,11 +139,46 @@ def write_token_file(
     columns = [pa.array(keys, pa.string()), lists, *(pa.array(kept[name], KEPT[name]) for name in kept)]
     table = pa.table(columns, schema=schema)
     with whole_file(path) as unfinished:
-        pq.write_table(
-            table, unfinished, ROW_GROUP, compression="zstd", write_page_checksum=True, use_dictionary=False
-        )
-        with unfinished.open("rb") as file:
+        with pq.ParquetWriter(
+            unfinished, schema, compression="zstd", write_page_checksum=True, use_dictionary=False
+        ) as writer:
+            writer.write_table(table, ROW_GROUP)
+            writer.add_key_value_metadata({_SUM_KEY: _NO_SUM})
+        with unfinished.open("r+b") as file:
+            place, digest = _sum_of(file, _NO_SUM)
+            file.seek(place)
+            file.write(digest)
             os.fsync(file.fileno())  # or a machine that goes down may leave the name without the contents
+
+
+def is_as_written(path: Path) -> bool:
+    """Whether every byte is as `write_token_file` wrote it; True, too, of files that do not have their sum.
+
+    The sum is the SHA-256 of the file with zeros in its place.
+
+    Raises:
+        InputError: the file is no Parquet.
+    """
+    with readable(path):
+        stated = (pq.read_metadata(path).metadata or {}).get(_SUM_KEY)
+        if stated is None:
+            return True
+        with path.open("rb") as file:
+            return _sum_of(file, stated)[1] == stated
+
+
+def _sum_of(file: BinaryIO, stated: bytes) -> tuple[int, bytes]:
+    """Where in a Parquet file its sum stands, and what it should be."""
+    file.seek(-8, os.SEEK_END)
+    start = file.tell() - int.from_bytes(file.read(4), "little")
+    file.seek(start)
+    footer = file.read()
+    file.seek(0)
+    digest = hashlib.sha256()
+    while block := file.read(min(1 << 20, start - file.tell())):
+        digest.update(block)
+    digest.update(footer.replace(stated, _NO_SUM, 1))
+    return start + footer.index(stated), digest.hexdigest().encode()
 
 
 def read_origin(path: str | Path) -> dict[str, Any]:
@@ -147,6 +193,81 @@ def read_origin(path: str | Path) -> dict[str, Any]:
         return dict(json.loads(metadata.get(_ORIGIN_KEY, b"{}")))
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: its `qlip_origin` metadata is damaged ({error}): tokenize again") from error
+
+
+def ids_of(column: pa.Array, token_format: TokenFormat, file: Path) -> np.ndarray:
+    """The column `tokens` as (n, N) ids.
+
+    Raises:
+        InputError: a row has no ids, or not N.
+    """
+    ids = column.flatten()
+    if column.null_count or ids.null_count:
+        raise InputError(f"{file}: a row has no ids: tokenize the pictures again")
+    if set(pc.unique(pc.list_value_length(column)).to_pylist()) - {token_format.num_tokens}:
+        raise InputError(
+            f"{file}: a row has not the {token_format.num_tokens} ids of the others: tokenize it again"
+        )
+    return ids.to_numpy().reshape(len(column), token_format.num_tokens)
+
+
+def read_token_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder of token files, by its name or the one that it had before; empty without one.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    return read_manifest(folder, MANIFEST) or read_manifest(folder, OLD_MANIFEST)
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The token files at a path.
+
+    Raises:
+        InputError: there are none, or a folder lacks some.
+    """
+    if not path.is_dir():
+        return find_parquet([path])
+    manifest = read_token_manifest(path)
+    if "shards" not in manifest:
+        files = find_parquet([path])
+        if any("unit" in read_origin(file) for file in files):
+            raise InputError(
+                f"{path} has no {MANIFEST}, so it may not be whole: start its `qlip tokenize` again, which writes "
+                "it at the end; or name the files themselves"
+            )
+        return files
+    for shard in manifest["shards"]:
+        if not (path / shard["name"]).exists():
+            raise InputError(
+                f"{path / shard['name']} is missing, but in {MANIFEST}: start its `qlip tokenize` again"
+            )
+    if lost := manifest.get("lost"):
+        logger.warning("%s lacks what could not be read, as %s: see `qlip tokens verify`", path, lost[0]["key"])
+    return find_parquet([path])
+
+
+def _check_columns(path: str | Path, schema: pa.Schema, token_format: TokenFormat) -> None:
+    """Whether `key` is text and `tokens` are lists of the ids' type; other columns may be there, in any order.
+
+    Raises:
+        InputError: they are not.
+    """
+    types: dict[str, Any] = {field.name: field.type for field in schema}
+    key, tokens = types.get("key"), types.get("tokens")
+    key = getattr(key, "value_type", key)  # of a dictionary
+    is_list = isinstance(tokens, pa.FixedSizeListType | pa.ListType | pa.LargeListType)
+    right_ids = (
+        is_list and str(types["tokens"].value_type) == token_format.dtype
+    )  # lists of any length: `ids_of` looks
+    if isinstance(tokens, pa.FixedSizeListType):
+        right_ids &= tokens.list_size == token_format.num_tokens
+    is_text = key in (pa.string(), pa.large_string(), pa.string_view())
+    if not (is_text and right_ids and all(schema.names.count(name) == 1 for name in ("key", "tokens"))):
+        raise InputError(
+            f"{path}: its columns are {', '.join(map(str, schema))}: it needs `key`, text, and `tokens`, lists of "
+            f"{token_format.num_tokens} {token_format.dtype}"
+        )
 
 
 @dataclass(frozen=True)
@@ -166,9 +287,11 @@ class TokenFiles:
         """Open token files, or folders of them.
 
         Raises:
-            InputError: a file is no token file, or they are of different tokenizers or grids.
+            InputError: a file is no token file, a folder is not whole, or they differ in tokenizers or grids.
         """
-        files = find_parquet([Path(path) for path in paths])
+        files = [file for path in paths for file in _files_of(Path(path))]
+        if not files:
+            raise InputError("no data: name at least one token file or a folder of them")
         formats = [TokenFormat.read(file) for file in files]
         for file, found in zip(files, formats, strict=True):
             if found.id_hash != formats[0].id_hash:
@@ -190,8 +313,8 @@ class TokenFiles:
         """
         keys: list[str] = []
         for file in self.files:
-            with readable(file):
-                found = pq.read_table(file, columns=["key"], page_checksum_verification=True)["key"].to_pylist()
+            with readable(file), pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+                found = parquet.read(columns=["key"])["key"].to_pylist()
             if None in found:
                 raise InputError(f"{file}: row {found.index(None)} has no key: tokenize the pictures again")
             keys += found
@@ -205,8 +328,5 @@ class TokenFiles:
         """
         for file in self.files:
             with readable(file), pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-                for batch in parquet.iter_batches(batch_size):
-                    ids = batch.column("tokens")
-                    if ids.null_count or ids.flatten().null_count:
-                        raise InputError(f"{file}: a row has no ids: tokenize the pictures again")
-                    yield batch.column("key").to_pylist(), ids.flatten().to_numpy().reshape(len(ids), -1)
+                for batch in parquet.iter_batches(batch_size, columns=["key", "tokens"]):
+                    yield batch["key"].to_pylist(), ids_of(batch["tokens"], self.format, file)

@@ -5,7 +5,6 @@ torchvision.
 """
 
 import ast
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from qlip.data.captions import read_class_names
+from qlip.data.captions import read_classes
 from qlip.errors import InputError
 
 IMAGENET = "imagenet"
@@ -92,11 +91,9 @@ def find_classes(classes: str | None, folders: Sequence[str] = ()) -> Classes:
         entries, source = [[name] for name in imagenet_names()], "ImageNet's list in open_clip"
         aliases = [{_plain(name)} for (name,) in entries]
     else:
-        entries, source = read_class_names(classes), Path(classes).name
-        aliases = [{_plain(name) for name in names} for names in entries]
-        for alias, entry in zip(aliases, json.loads(Path(classes).read_text(encoding="utf-8")), strict=True):
-            if isinstance(entry, dict) and "wnid" in entry:
-                alias.add(_plain(entry["wnid"]))
+        read, source = read_classes(classes), Path(classes).name
+        entries = [names for names, _ in read]
+        aliases = [{_plain(name) for name in (*names, *filter(None, [synset]))} for names, synset in read]
     usual = tuple(names[0] for names in entries)
     return Classes(usual, _places(aliases, folders, source), source, tuple(map(frozenset, aliases)))
 

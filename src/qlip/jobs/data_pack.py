@@ -71,7 +71,8 @@ def pack(
 
     shards = _write_shards(good(), out, shard_rows, shard_bytes)
     if not shards:
-        raise InputError(f"{sources[0]}: no picture can be read" + f" ({faults[0].reason})" * bool(faults))
+        reason = f" ({faults[0].reason})" if faults else ""
+        raise InputError(f"{sources[0]}: no picture can be read{reason}")
     ShardSamples([out / shard["name"] for shard in shards])  # leaves their indices
     stated = {read_manifest(folder).get("licence") for source in sources for folder in manifest_folders(source)}
     manifest = {

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from qlip.errors import InputError
+from qlip.data.values import lines, read_text
+from qlip.errors import InputError, one_line
 from qlip.eval.batches import Track
 from qlip.jobs.tokens import save_png
 
@@ -74,10 +75,12 @@ def read_prompts(path: Path) -> list[str]:
         InputError: the file cannot be read, or holds none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}): name a text file, a prompt a line") from error
-    if not (prompts := [line.strip() for line in lines if line.strip()]):
+        prompts = lines(read_text(path))
+    except (OSError, InputError) as error:
+        raise InputError(
+            f"{path} cannot be read ({one_line(error)}): name a text file, a prompt a line"
+        ) from error
+    if not prompts:
         raise InputError(f"{path} holds no prompts: write one a line")
     return prompts
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from qlip.data.values import lines, read_text
 from qlip.errors import InputError
 from qlip.eval.batches import Track
 from qlip.files import whole_file
@@ -73,8 +74,8 @@ def layout_sheets(layout: Layout, prompts: Path, out: Path, num: int, seed: int)
 
 def _geneval(prompts: Path, out: Path, seeds: tuple[int, ...]) -> list[Sheet]:
     try:
-        lines = [line for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
-        texts = [str(json.loads(line)["prompt"]) for line in lines]
+        records = lines(read_text(prompts))
+        texts = [str(json.loads(line)["prompt"]) for line in records]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{prompts} is not GenEval's list of prompts ({error!r}): name its prompts/evaluation_metadata.jsonl"
@@ -82,7 +83,7 @@ def _geneval(prompts: Path, out: Path, seeds: tuple[int, ...]) -> list[Sheet]:
     if not texts:
         raise InputError(f"{prompts} holds no prompts: name GenEval's prompts/evaluation_metadata.jsonl")
     sheets = []
-    for number, (line, text) in enumerate(zip(lines, texts, strict=True)):
+    for number, (line, text) in enumerate(zip(records, texts, strict=True)):
         folder = out / f"{number:05d}"
         with whole_file(folder / "metadata.jsonl") as unfinished:
             unfinished.write_text(line + "\n", encoding="utf-8")
@@ -93,11 +94,11 @@ def _geneval(prompts: Path, out: Path, seeds: tuple[int, ...]) -> list[Sheet]:
 def _dpg(prompts: Path, out: Path, seeds: tuple[int, ...]) -> list[Sheet]:
     if len(seeds) != DEFAULT_NUM:
         raise InputError(f"num is {len(seeds)}: DPG-Bench has {DEFAULT_NUM} pictures of each prompt")
-    files = sorted(prompts.glob("*.txt"))
+    files = sorted(prompts.glob("[!.]*.txt"))
     if not files:
         raise InputError(f"{prompts} is no folder of DPG-Bench's prompts, NAME.txt: name its dpg_bench/prompts")
     try:
-        texts = [" ".join(file.read_text(encoding="utf-8").split()) for file in files]
-    except (OSError, UnicodeDecodeError) as error:
+        texts = [" ".join(read_text(file).split()) for file in files]
+    except (OSError, InputError) as error:
         raise InputError(f"a prompt in {prompts} cannot be read ({error})") from error
     return [Sheet(out / f"{file.stem}.png", text, seeds) for file, text in zip(files, texts, strict=True)]

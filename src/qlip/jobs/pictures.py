@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 
 from PIL import Image
 
+from qlip.data.walk import walk
 from qlip.errors import InputError
 from qlip.eval.batches import Track
 from qlip.image_files import is_image_file, is_pipe
@@ -77,8 +78,8 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            files = (p for p in sorted(path.rglob("*")) if not p.is_dir() and not is_pipe(p))
-            inside = [p for p in files if is_image_file(p)]
+            files = (path / name for name in sorted(walk(path)))
+            inside = [p for p in files if not is_pipe(p) and is_image_file(p)]
             if not inside:
                 raise InputError(f"{path}: no pictures in this folder")
             found += inside

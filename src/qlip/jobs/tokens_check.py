@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from qlip.data.samples import Fault
-from qlip.data.shards import MANIFEST, read_manifest
-from qlip.data.token_file import TokenFiles
+from qlip.data.token_file import MANIFEST, TokenFiles, is_as_written, read_origin, read_token_manifest
 from qlip.errors import InputError
 from qlip.eval.batches import Track
 from qlip.files import checksum
@@ -20,11 +19,11 @@ BATCH = 500  # rows that are looked at together
 MOST_GROUP_BITS = 16
 
 
-def verify(folder: Path, track: Track = iter) -> dict[str, Any]:
-    """Compare token files with their manifest, and read every id.
+def verify(path: Path, track: Track = iter) -> dict[str, Any]:
+    """Read every id of token files, and compare a folder of them with its manifest.
 
     Args:
-        folder: that `qlip tokenize` wrote.
+        path: a folder that `qlip tokenize` wrote, or one token file, of which its own checksums are compared.
         track: shows progress.
 
     Returns:
@@ -34,7 +33,24 @@ def verify(folder: Path, track: Track = iter) -> dict[str, Any]:
     Raises:
         InputError: the folder has no manifest.
     """
-    manifest = read_manifest(folder)
+    return _verify_folder(path, track) if path.is_dir() else _verify_file(path, track)
+
+
+def _verify_file(file: Path, track: Track) -> dict[str, Any]:
+    source = TokenFiles.open([file])
+    fault, num_rows = _read_through(source, track)
+    if not fault and not is_as_written(file):
+        fault = "its bytes are not those that `qlip tokenize` wrote: it is damaged, or another program wrote it"
+    return {
+        "num_shards": 1,
+        "num_rows": num_rows,
+        "num_failures": len(read_origin(file).get("failures", ())),
+        "broken": [asdict(Fault(str(file), fault, is_file=True))] if fault else [],
+    }
+
+
+def _verify_folder(folder: Path, track: Track) -> dict[str, Any]:
+    manifest = read_token_manifest(folder)
     try:
         shards = {shard["name"]: shard["num_rows"] for shard in manifest["shards"]}
         checksums, described, failures = manifest["sha256"], manifest["format"], manifest["failures"]
@@ -66,20 +82,31 @@ def _fault(file: Path, num_rows: int, expected: str | None, described: dict[str,
         return "its bytes are not those that the manifest names: delete it and start `qlip tokenize` again"
     try:
         source = TokenFiles.open([file])
-        found = 0
-        for keys, ids in source.batches(BATCH):
-            found += len(keys)
-            if None in keys:
-                return "a row has no key"
-            if ids.size and int(ids.max()) >> source.format.bits:
-                return f"has ids of more than {source.format.bits} bits"
     except InputError as error:
         return str(error).removeprefix(f"{file}: ")
+    fault, found = _read_through(source)
+    if fault:
+        return fault
     if found != num_rows:
         return f"has {found:,} rows, the manifest says {num_rows:,}"
     if source.format.id_hash != described["id_hash"]:
         return f"holds ids {source.format.id_hash}, the manifest says {described['id_hash']}"
     return ""
+
+
+def _read_through(source: TokenFiles, track: Track = iter) -> tuple[str, int]:
+    """What is wrong with the rows of one file (empty if nothing is), and how many were read."""
+    found = 0
+    try:
+        for keys, ids in track(source.batches(BATCH)):
+            found += len(keys)
+            if None in keys:
+                return "a row has no key", found
+            if ids.size and int(ids.max()) >> source.format.bits:
+                return f"has ids of more than {source.format.bits} bits", found
+    except InputError as error:
+        return str(error).removeprefix(f"{source.files[0]}: "), found
+    return "", found
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """One job of tokenizing: its settings, and what it is once model and source are open.
 
-source ─ units ─ workers decode batches ─ a device tokenizes ─ a file for each piece of a unit ─ manifest.json
+source ─ units ─ workers decode batches ─ a device tokenizes ─ a file for each piece of a unit ─ _manifest.json
 """
 
 import os

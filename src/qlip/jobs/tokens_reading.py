@@ -119,16 +119,14 @@ class Preparer:
                 faults.append(sample)
                 continue
             try:
-                row = [_kept(sample, name) for name in self.keep]
                 image = self.processor.preprocess(sample["image"], self.resize)
                 pixel_values.append(self.processor.normalize(image))
                 partly.update(parts_of(image))
             except InputError as error:
-                reason = error.reason if isinstance(error, BadSample) else str(error)
-                faults.append(Fault(sample["key"], reason))
+                faults.append(Fault(sample["key"], str(error)))
                 continue
-            keys.append(_text(sample["key"]))
-            rows.append(row)
+            keys.append(sample["key"])
+            rows.append([_kept(sample, name) for name in self.keep])
         stacked = torch.stack(pixel_values) if pixel_values else torch.empty(0, 3, *self.processor.size)
         kept = {name: [row[i] for row in rows] for i, name in enumerate(self.keep)}
         return Batch(
@@ -225,14 +223,6 @@ def _indices(unit: Unit) -> range:
 def _kept(sample: dict[str, Any], name: str) -> Any:
     """The value of a column."""
     if name == "label":
-        label = sample.get("label")
-        if label is not None and (not isinstance(label, int) or isinstance(label, bool) or abs(label) >> 63):
-            raise BadSample(sample["key"], f"its label {label!r} is not the number of a class")
-        return label
-    captions = [_text(caption) for caption in with_captions(sample)]
+        return sample.get("label")
+    captions = with_captions(sample)
     return (captions or None) if name == "captions" else next(iter(captions), None)
-
-
-def _text(text: str) -> str:
-    """As UTF-8, which JSON's escapes need not be."""
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from qlip.data.parquet import readable
 from qlip.data.samples import Fault
-from qlip.data.shards import MANIFEST
-from qlip.data.token_file import TokenFormat, read_origin
+from qlip.data.shards import read_manifest
+from qlip.data.token_file import MANIFEST, OLD_MANIFEST, TokenFormat, read_origin
 from qlip.errors import InputError
 from qlip.files import checksum, whole_file
 from qlip.jobs.tokens_source import Unit
@@ -129,7 +129,7 @@ def write_manifest(
     lost: Sequence[Fault],
     environment: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Count and checksum the files; into a folder write `manifest.json`, too. Without a single row nothing stays.
+    """Count and checksum the files; into a folder write `_manifest.json`, too. Without a single row nothing stays.
 
     Args:
         place: of the files.
@@ -164,6 +164,8 @@ def write_manifest(
     elif not place.is_file:
         with whole_file(place.out / MANIFEST) as unfinished:
             unfinished.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if "format" in read_manifest(place.out, OLD_MANIFEST):  # of the same job, by an earlier version
+            (place.out / OLD_MANIFEST).unlink()
     return manifest
 
 

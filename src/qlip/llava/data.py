@@ -23,6 +23,7 @@ from torch import Tensor
 from qlip.data.buckets import Size
 from qlip.data.loader import Tokenize, TrainingSet
 from qlip.data.samples import BadSample, Samples, read_picture
+from qlip.data.values import read_text
 from qlip.errors import InputError, one_line
 from qlip.model.image import ImageSource, read_image
 
@@ -56,7 +57,7 @@ class ConversationFile(Samples):
         """
         self.file, self.images = file, images
         try:
-            entries = json.loads(file.read_text(encoding="utf-8"))
+            entries = json.loads(read_text(file))
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{file} cannot be read ({one_line(error)}): name a JSON file of LLaVA's form"

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from qlip.data.values import lines, read_text
 from qlip.errors import InputError, one_line
 
 Benchmark = Literal["pope", "vqa", "gqa"]
@@ -153,12 +154,12 @@ def _said(person: str | Mapping[str, str]) -> str:
 def _entries(path: Path) -> Any:
     """JSON, or JSON lines."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         try:
             found = json.loads(text)
             return [found] if isinstance(found, dict) and "question_id" in found else found
         except ValueError:
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [json.loads(line) for line in lines(text)]
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read ({one_line(error)}): name a file of JSON or JSON lines"

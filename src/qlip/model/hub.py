@@ -135,10 +135,12 @@ def conversion(pickle: str, target: str) -> str:
     """Why a pickle is refused, and the line that makes a safetensors file of it."""
     return (
         "loading a pickle can run any code, so convert it once with "
-        "import torch; from safetensors.torch import save_file; "
+        "import torch; from functools import reduce; from safetensors.torch import save_file; "
         f"s = torch.load({pickle!r}, map_location='cpu', weights_only=True); "
-        "s = s.get('module', s.get('model', s)); "
-        f"save_file({{k: v.contiguous().clone() for k, v in s.items() if torch.is_tensor(v)}}, {target!r})"
+        "s = reduce(lambda s, k: s[k] if isinstance(s.get(k), dict) else s, "
+        "('state_dict', 'model_state_dict', 'module', 'model') * 2, s); "
+        "s = {k.removeprefix('module.'): v.contiguous().clone() for k, v in s.items() if torch.is_tensor(v)}; "
+        f"assert s, 'no tensors found'; save_file(s, {target!r})"
     )
 
 

@@ -26,7 +26,7 @@ from qlip.model.config import Grid, QLIPConfig
 from qlip.model.image import ImageProcessor, as_images
 from qlip.model.layers import to_sphere
 from qlip.model.quantizer import quantize
-from qlip.model.text import TextTokenizer
+from qlip.model.text import TextTokenizer, as_texts
 from qlip.model.towers import Decoder, TextEncoder, VisionEncoder
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
@@ -307,12 +307,18 @@ class QLIP(nn.Module):
 
         Args:
             images: PIL images, paths, or tensors in [0,1] or uint8; one or many.
-            labels: the words.
+            labels: the words, each once; any iterable of strings.
             templates: sentences with `{}` where the word goes; their embeddings are averaged.
 
         Returns:
             (B, num_labels) float32 probabilities over the labels, on the CPU.
+
+        Raises:
+            InputError: a label is there twice, is blank or no string; or an image cannot be read.
         """
+        labels = as_texts(labels, "labels")
+        if twice := next((label for i, label in enumerate(labels) if label in labels[:i]), None):
+            raise InputError(f"label {twice!r} is there twice: leave one out, or tell them apart")
         text = self.embed_labels(labels, templates)
         embeds = (self.encode_image(pixels) for pixels in self._pixel_batches(images))
         return torch.cat([self.similarity(image, text).softmax(-1).cpu() for image in embeds])
@@ -324,10 +330,7 @@ class QLIP(nn.Module):
         Returns:
             (num_labels, P) unit vectors.
         """
-        if isinstance(labels, str):
-            raise InputError(f"labels is one string, {labels!r}: pass a list of words")
-        if not labels or not templates:
-            raise InputError("labels and templates must each hold at least one string")
+        labels, templates = as_texts(labels, "labels"), as_texts(templates, "templates")
         if missing := [t for t in templates if "{}" not in t]:
             raise InputError(f"template {missing[0]!r} has no {{}}: put it where the word goes")
         tokenizer = self.need_text_tokenizer()

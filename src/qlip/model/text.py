@@ -278,6 +278,24 @@ def _special_tokens(folder: Path) -> dict[str, str]:
     return named
 
 
+def as_texts(texts: Any, name: str) -> list[str]:
+    """Several texts as a list.
+
+    Args:
+        texts: any iterable of strings, an array or a generator too.
+        name: of the argument.
+
+    Raises:
+        InputError: it is one string, no iterable, empty, or holds something else than texts that are not blank.
+    """
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable) or getattr(texts, "ndim", 1) != 1:
+        raise InputError(f"{name} is {texts!r:.60}: pass a list of strings")
+    found = [str(check_text(text)) for text in texts]  # of an array they are strings of its own
+    if not found or not all(text.strip() for text in found):
+        raise InputError(f"{name} must hold at least one string, and none that is blank")
+    return found
+
+
 def check_text(text: Any) -> str:
     """The text, if it is one.
 

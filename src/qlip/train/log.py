@@ -139,7 +139,7 @@ def _lines(path: Path) -> list[str]:
     """Complete lines; one cut off by a crash is dropped."""
     if not path.exists():
         return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
+    return [line + "\n" for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line.endswith("}")]
 
 
 def _numbers(values: Values) -> dict[str, float]:

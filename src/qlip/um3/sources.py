@@ -31,6 +31,8 @@ from qlip.data.captions import Captioner
 from qlip.data.hub import hub_texts
 from qlip.data.parquet import readable
 from qlip.data.token_dataset import TokenDataset
+from qlip.data.values import decode, read_text
+from qlip.data.walk import walk
 from qlip.errors import InputError, one_line
 from qlip.files import whole_file
 from qlip.um3.config import UM3Config
@@ -233,12 +235,14 @@ def read_texts(file: str, column: str) -> Iterator[str]:
     else:
         try:
             if file.endswith(".txt"):
-                yield Path(file).read_text(encoding="utf-8")
+                yield read_text(file)
                 return
-            with open(file, encoding="utf-8") as lines:
-                yield from _strings((json.loads(line)[column] for line in lines if line.strip()), file, column)
+            with open(file, "rb") as lines:
+                yield from _strings(
+                    (json.loads(decode(line))[column] for line in lines if line.strip()), file, column
+                )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, InputError):
+            if isinstance(error, InputError) and file in str(error):
                 raise
             reason = f"no {error}" if isinstance(error, KeyError) else one_line(error)
             raise InputError(f"{file}: not text under {column!r} ({reason}): mend it") from error
@@ -248,7 +252,7 @@ def _files(source: str) -> list[str]:
     path = Path(source)
     if source.startswith(_HUB):
         return [source]
-    files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES) if path.is_dir() else [path]
+    files = sorted(p for p in map(path.joinpath, walk(path)) if p.suffix in SUFFIXES) if path.is_dir() else [path]
     if not files or not files[0].exists():
         raise InputError(f"{source}: no text there; name {', '.join(SUFFIXES)}, a folder of them or datasets:NAME")
     if files[0].suffix not in SUFFIXES:

@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from qlip.data.captions import Captioner, class_sentences, read_class_names
+from qlip.data.captions import Captioner, class_sentences, read_class_names, read_classes
 from qlip.errors import InputError
 
 
@@ -47,8 +47,15 @@ def test_class_names_in_three_forms(tmp_path, entries):
     assert read_class_names(tmp_path / "c.json") == [["dog"], ["cat"]]
 
 
-@pytest.mark.parametrize("text", ("not json", "[1, 2]", "[[]]", '{"a": 1}', "null", "7"))
+@pytest.mark.parametrize(
+    "text", ("not json", "[1, 2]", "[[]]", '[" "]', '["\\ud800"]', "[" * 100_000, '{"a": 1}', "null", "7")
+)
 def test_broken_class_names_are_named(tmp_path, text):
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(InputError, match=r"c\.json"):
         read_class_names(tmp_path / "c.json")
+
+
+def test_class_names_with_a_byte_order_mark_and_their_synsets(tmp_path):
+    (tmp_path / "c.json").write_text('[{"names": ["cat"], "wnid": "n1"}, "dog"]', encoding="utf-8-sig")
+    assert read_classes(tmp_path / "c.json") == [(["cat"], "n1"), (["dog"], None)]

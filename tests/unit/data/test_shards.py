@@ -105,7 +105,7 @@ def test_a_damaged_header_is_not_the_end(tmp_path):
         ({"a.png": PICTURE, "a.json": b"{"}, "its words are damaged"),
         ({"a.png": PICTURE, "a.json": b"[]"}, "its words are damaged"),
         ({"a.png": PICTURE, "a.txt": b"\xff"}, "its words are damaged"),
-        ({"a.png": PICTURE, "a.cls": b"dog"}, "its words are damaged"),
+        ({"a.png": PICTURE, "a.cls": b"dog"}, "its label is 'dog', not the number of a class"),
     ],
 )
 def test_a_bad_sample_is_named_and_the_others_are_good(tmp_path, members, message):
@@ -132,3 +132,26 @@ def test_names_of_classes_come_from_the_manifest(tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(InputError, match=r"manifest\.json: not readable"):
         ShardSamples([path])
+
+
+def test_members_that_other_programs_leave_do_not_count(tmp_path):
+    members = {"a.png": PICTURE, "._a.png": b"\0\5\26\7", "a.txt": b"\xef\xbb\xbfa cat", "__MACOSX/._a.png": b"\0"}
+    (sample,) = Shard(write(tmp_path / "s.tar", members))
+    assert sample == {"image": PICTURE, "key": "s.tar/a", "caption": "a cat"}
+
+
+def test_images_whose_names_have_dots_are_bad_samples_and_not_lost(tmp_path):
+    shard = Shard(write(tmp_path / "s.tar", {"a.png": PICTURE, "a.mask.png": PICTURE, "b.v2.png": PICTURE}))
+    assert len(shard) == 2 and shard[0]["key"] == "s.tar/a"
+    with pytest.raises(BadSample, match=r"^s\.tar/b: no picture among its members .* passed over"):
+        shard[1]
+
+
+def test_names_of_members_that_are_not_utf8(tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        for name, contents in (("café.png", PICTURE), ("café.txt", b"a cat")):
+            member = tarfile.TarInfo(name)
+            member.size = len(contents)
+            tar.addfile(member, io.BytesIO(contents))
+    (sample,) = Shard(tmp_path / "s.tar")
+    assert sample["key"] == "s.tar/caf\\udce9" and sample["caption"] == "a cat"

@@ -4,7 +4,9 @@ import csv
 import json
 import multiprocessing
 import os
+import pickle
 import tarfile
+import threading
 from itertools import islice
 
 import numpy as np
@@ -16,7 +18,7 @@ from tests.conftest import encoded
 
 from qlip.data.captions import Captioner
 from qlip.data.loader import TrainingSet, batches
-from qlip.data.samples import BadSample
+from qlip.data.samples import BadSample, Fault, readable
 from qlip.data.shards import add_sample
 from qlip.data.sources import expand_braces, open_samples
 from qlip.data.stream import Stream
@@ -320,3 +322,119 @@ def test_a_pipe_in_a_folder_is_named_and_does_not_hang(tmp_path):
     for source, index in ((tmp_path, 0), (tmp_path / "list.jsonl", 0), (tmp_path / "list.jsonl", 1)):
         with pytest.raises(BadSample, match="no regular file"):
             open_samples([source])[index]
+
+
+BAD = {  # a bad row of each kind, beside good ones
+    "csv": (
+        b"image,caption,label\n000.png,a cat,3.0\n001.png,caf\xe9,1\n002.png,a dog,cat\n"
+        b",a cow,1\n003.png,a,b,c\n004.png,a hen,\n", 5,
+    ),
+    "jsonl": (
+        b'{"image": "000.png", "caption": "a cat", "label": "3"}\n{"image": "001.png", "caption": "caf\xe9"}\n'
+        b'{"image": "001.png", "caption": "\\ud800"}\n{"image": 7}\n{"image": "002.png", "caption": {"en": "a"}}\n'
+        b'{"image": "a\\u0000b"}\n{"image": "002.png", "author": "\\udfff"}\n' + b"[" * 100_000 + b"\n"
+        b'{"image": "004.png", "caption": "a hen", "label": NaN}\n', 9,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_value_costs_its_row(tmp_path, kind):
+    write_pictures(tmp_path)
+    contents, count = BAD[kind]
+    (tmp_path / f"m.{kind}").write_bytes(contents)
+    samples = open_samples([tmp_path / f"m.{kind}"])
+    found = [item for item in readable(samples, range(len(samples))) if not isinstance(item, Fault)]
+    assert [(s["caption"], s.get("label")) for s in found] == [("a cat", 3), ("a hen", None)]
+    assert len(samples) + len(samples.unreadable) == count + (kind == "csv")
+    assert {"a cat", "a hen"} <= set(samples.captions()) <= {"a cat", "a hen", "a cow"}
+
+
+def test_a_bad_value_costs_its_row_of_parquet(tmp_path):
+    """Strings that are not UTF-8, dates that Python does not have, and images that are no bytes."""
+    invalid = pa.Array.from_buffers(pa.binary(), 3, pa.array([b"a cat", b"\xff", b"a dog"]).buffers()).view(
+        pa.string()
+    )
+    image = [{"bytes": PICTURES[0], "path": None}] * 3
+    when = pa.array([0, 0, 2**31 - 1], pa.int32()).cast(pa.date32())
+    pq.write_table(pa.table({"image": image, "caption": invalid, "url": when}), tmp_path / "a.parquet")
+    samples = open_samples([tmp_path / "a.parquet"])
+    assert samples[0]["caption"] == "a cat" and samples[0]["url"] == "1970-01-01"
+    for row, column in ((1, "caption"), (2, "url")):
+        with pytest.raises(BadSample, match=rf"a\.parquet:{row}: its {column} cannot be read"):
+            samples[row]
+    assert list(samples.captions()) == ["a cat", "a dog"]
+    for name, images in {
+        "list": [{"bytes": [1, 2]}],
+        "text": [{"bytes": "aGk="}],
+        "path": [{"bytes": None, "path": 7}],
+    }.items():
+        pq.write_table(pa.table({"image": images}), tmp_path / f"{name}.parquet")
+        with pytest.raises(BadSample, match=rf"{name}\.parquet:0: its `(bytes|path)`"):
+            open_samples([tmp_path / f"{name}.parquet"])[0]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet"])
+def test_a_column_that_stands_twice_is_named(tmp_path, name):
+    if name == "a.parquet":
+        columns = [pa.array([{"bytes": b"x"}]), pa.array(["a"]), pa.array(["b"])]
+        pq.write_table(pa.Table.from_arrays(columns, names=["image", "caption", "caption"]), tmp_path / name)
+    else:
+        (tmp_path / name).write_text("image,caption,caption\n".replace(",", "\t" if name == "a.tsv" else ","))
+    with pytest.raises(InputError, match=rf"{name}: has the column 'caption' twice"):
+        open_samples([tmp_path / name])
+
+
+def test_listings_of_other_encodings_are_named(tmp_path):
+    for name, text in {"a.csv": "image,caption\n000.png,a\n", "a.jsonl": '{"image": "000.png"}\n'}.items():
+        for encoding in ("utf-16", "utf-16-le"):
+            (tmp_path / name).write_text(text, encoding=encoding)
+            with pytest.raises(InputError, match=rf"{name}: is UTF-16"):
+                open_samples([tmp_path / name])
+    (tmp_path / "b.csv").write_text("image,caption\n000.png,café\n", encoding="latin-1")
+    with pytest.raises(
+        BadSample, match=r"b\.csv:0: its caption is not UTF-8 \(byte 0xe9 at 3\): save it as UTF-8"
+    ):
+        write_pictures(tmp_path)
+        open_samples([tmp_path / "b.csv"])[0]
+
+
+def test_rows_of_what_other_programs_leave_do_not_count(tmp_path):
+    write_pictures(tmp_path)
+    paths = ["000.png", "._000.png", "__MACOSX/._1.png", "./001.png", ".DS_Store", "a/Thumbs.db"]
+    (tmp_path / "m.csv").write_text("image\n" + "\n".join(paths))
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps({"image": path}) + "\n" for path in paths))
+    for name in ("m.csv", "m.jsonl"):
+        assert [s["key"] for s in open_samples([tmp_path / name])] == [f"{name}:0", f"{name}:1"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are of POSIX")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image,caption\n000.png,a cat\n",
+        "image\tcaption\n000.png\ta cat\n",
+        '\ufeff{"image": "000.png", "caption": "a cat"}\n',
+    ],
+)
+def test_a_listing_through_a_pipe(tmp_path, monkeypatch, text):
+    write_pictures(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text(text, encoding="utf-8"))
+    writer.start()
+    samples = pickle.loads(pickle.dumps(open_samples(["pipe"])))
+    writer.join()
+    assert [(s["image"], s["caption"]) for s in samples] == [(PICTURES[0], "a cat")]
+    assert list(samples.captions()) == ["a cat"]
+
+
+def test_data_without_a_row(tmp_path):
+    """It is a set of no samples, and no stream."""
+    pq.write_table(pa.table({"image": pa.array([], pa.struct([("bytes", pa.binary())]))}), tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text("image,caption\n")
+    for name in ("a.parquet", "a.csv"):
+        samples = open_samples([tmp_path / name])
+        assert not isinstance(samples, Stream) and len(samples) == 0 and list(samples.captions()) == []
+        with pytest.raises(InputError, match="0 samples do not fill a batch"):
+            next(batches(training_set(samples), tokenize, 2))

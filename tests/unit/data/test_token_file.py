@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qlip.data.token_file import TokenFiles, TokenFormat, read_origin, write_token_file
+from qlip.data.token_dataset import TokenDataset
+from qlip.data.token_file import TokenFiles, TokenFormat, is_as_written, read_origin, write_token_file
 from qlip.errors import InputError
 
 FORMAT = TokenFormat("small", "0123456789abcdef", 28, (2, 3))
@@ -46,11 +47,11 @@ def test_metadata_says_whose_ids_they_are(tmp_path):
 def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
     file = write(tmp_path / "t.parquet", ["a"], [[1] * 6])
 
-    def full(table, path, *_, **__):
+    def full(path, *_, **__):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("qlip.data.token_file.pq.write_table", full)
+    monkeypatch.setattr("qlip.data.token_file.pq.ParquetWriter", full)
     for name in ("t.parquet", "new.parquet"):
         with pytest.raises(InputError, match=rf"{name} cannot be written \(No space left"):
             write(tmp_path / name, ["b"], [[2] * 6])
@@ -109,7 +110,7 @@ def test_other_files_are_refused(tmp_path):
         with pytest.raises(InputError, match=r"x\.parquet: its `qlip` metadata is damaged"):
             TokenFormat.read(tmp_path / "x.parquet")
     pq.write_table(pa.table({"a": [1]}).replace_schema_metadata(FORMAT.schema().metadata), tmp_path / "x.parquet")
-    with pytest.raises(InputError, match=r"x\.parquet: its .*its columns are .*a: int64"):
+    with pytest.raises(InputError, match=r"x\.parquet: its columns are .*a: int64.*it needs `key`"):
         TokenFormat.read(tmp_path / "x.parquet")
     newer = TokenFormat("small", "0" * 16, 28, (2, 3), format_version=2)
     with pytest.raises(InputError, match="version 2 is newer"):
@@ -129,3 +130,65 @@ def test_damaged_pages_and_empty_cells_are_named(tmp_path):
         source = TokenFiles.open([file])
         with pytest.raises(InputError, match=r"t\.parquet: .*has no (key|ids)"):
             source.keys(), list(source.batches())
+
+
+def test_files_that_others_changed_are_read(tmp_path):
+    """Another order, a further column, large strings, a dictionary, and lists without a fixed length."""
+    file, ids = write(tmp_path / "t.parquet", ["a", "b"], np.arange(12).reshape(2, 6)), np.arange(12).reshape(2, 6)
+    table = pq.read_table(file)
+    metadata = table.schema.metadata
+    changes = {
+        "order": table.select(["tokens", "key"]),
+        "more": table.append_column("split", [["train", None]]),
+        "large": table.set_column(0, "key", table["key"].cast(pa.large_string())),
+        "dictionary": table.set_column(0, "key", table["key"].dictionary_encode()),
+        "lists": table.set_column(1, "tokens", table["tokens"].cast(pa.list_(pa.uint32()))),
+    }
+    for name, changed in changes.items():
+        pq.write_table(changed.replace_schema_metadata(metadata), tmp_path / f"{name}.parquet")
+        source = TokenFiles.open([tmp_path / f"{name}.parquet"])
+        ((keys, found),) = source.batches()
+        assert keys == source.keys() == ["a", "b"] and (found == ids).all()
+        rows = TokenDataset(tmp_path / f"{name}.parquet", bits=28)
+        assert rows[1]["key"] == "b" and rows[1]["sub_tokens"].flatten().tolist() == ids[1].tolist()
+    short = pa.array([[1] * 6, [1] * 5], pa.list_(pa.uint32()))
+    pq.write_table(table.set_column(1, "tokens", short).replace_schema_metadata(metadata), file)
+    with pytest.raises(InputError, match=r"t\.parquet: a row has not the 6 ids of the others"):
+        list(TokenFiles.open([file]).batches())
+    wide = table.set_column(1, "tokens", table["tokens"].cast(pa.list_(pa.uint64(), 6)))
+    pq.write_table(wide.replace_schema_metadata(metadata), file)
+    with pytest.raises(
+        InputError, match=r"t\.parquet: its columns are .* it needs `key`, text, and `tokens`, lists of 6"
+    ):
+        TokenFiles.open([file])
+
+
+def test_any_flipped_byte_is_seen(tmp_path):
+    file = write(tmp_path / "t.parquet", ["a"], [[1] * 6])
+    assert is_as_written(file)
+    good = file.read_bytes()
+    for place in range(4, len(good) - 8, 7):
+        file.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        try:
+            metadata = pq.read_metadata(file).metadata or {}
+            assert b"qlip_sha256" not in metadata or not is_as_written(file), place  # without a name it is no sum
+        except (InputError, OSError, pa.ArrowException):
+            continue
+
+
+def test_a_folder_is_a_data_set_for_others_and_whole_for_us(tmp_path):
+    for i in range(2):
+        write_token_file(tmp_path / f"tokens-{i}.parquet", FORMAT, ["a"], np.ones((1, 6)), origin={"unit": i})
+    with pytest.raises(InputError, match=r"has no _manifest\.json, so it may not be whole"):
+        TokenFiles.open([tmp_path])
+    assert len(TokenFiles.open(sorted(tmp_path.glob("*.parquet"))).keys()) == 2
+    manifest = {"shards": [{"name": f"tokens-{i}.parquet"} for i in range(2)], "lost": []}
+    for name in ("manifest.json", "_manifest.json"):  # by the old name, too
+        (tmp_path / name).write_text(json.dumps(manifest))
+        assert len(TokenFiles.open([tmp_path]).keys()) == 2
+        (tmp_path / "tokens-1.parquet").rename(tmp_path / "away")
+        with pytest.raises(InputError, match=r"tokens-1\.parquet is missing, but in _manifest\.json"):
+            TokenFiles.open([tmp_path])
+        (tmp_path / "away").rename(tmp_path / "tokens-1.parquet")
+        (tmp_path / "manifest.json").unlink(missing_ok=True)
+    assert pq.read_table(tmp_path).num_rows == 2

@@ -71,7 +71,7 @@ def test_a_dead_worker_loses_nothing(cluster, small_model, tmp_path, monkeypatch
     assert done.num_rows == 23 and len(done.failures) == 1
     assert (tmp_path / "notes" / "died").exists() and len(list((tmp_path / "notes").glob("pid-*"))) >= 3
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
-    local, ray = (json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("local", "ray"))
+    local, ray = (json.loads((tmp_path / name / "_manifest.json").read_text()) for name in ("local", "ray"))
     assert local.pop("environment") != ray.pop("environment") and local == ray
     again = tokenize(replace(job, out=Path("ray"), engine="ray"))
     assert again.num_skipped == 23

@@ -1,8 +1,10 @@
 """`qlip data pack` and `qlip data check`: what goes in comes out, and what is broken is found."""
 
+import datetime
 import io
 import json
 import tarfile
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -178,3 +180,27 @@ def test_a_checksum_of_the_folder_above(source, tmp_path):
     (tmp_path / "set" / "manifest.json").write_text(json.dumps({"sha256": sums}))
     found = check([str(tmp_path / "set" / "train")])
     assert found["num_checksums"] == 1 and not found["broken"]
+
+
+def test_facts_of_every_type_are_packed_as_text(tmp_path):
+    """Dates, decimals, bytes and lists; what is missing stays missing, and every `.json` is strict JSON."""
+    columns = {
+        "image": [{"bytes": encoded(0, i), "path": None} for i in range(2)],
+        "label": pa.array([Decimal(3), None], pa.decimal128(5, 2)),
+        "url": pa.array([datetime.datetime(2020, 1, 2), None]),
+        "author": [b"me", None],
+        "licence": [["CC0", "MIT"], None],
+        "source": pa.array([float("nan"), 7.5]),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    made = pack([str(tmp_path / "a.parquet")], tmp_path / "s")
+    assert made["licences_of_samples"] == {'["CC0", "MIT"]': 1, "not stated": 1}
+    facts = {"label": 3, "url": "2020-01-02T00:00:00", "author": "me", "licence": '["CC0", "MIT"]'}
+    with tarfile.open(tmp_path / "s" / "shard-00000.tar") as tar:
+        found = [
+            json.loads(tar.extractfile(f"0000000{i}.json").read(), parse_constant=pytest.fail) for i in range(2)
+        ]
+    assert [without_key(record) for record in found] == [facts, {"source": "7.5"}]
+    with pytest.raises(InputError, match="no picture can be read"):
+        (tmp_path / "e.csv").write_text("image\n")
+        pack([str(tmp_path / "e.csv")], tmp_path / "t")

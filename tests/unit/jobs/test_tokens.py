@@ -60,9 +60,9 @@ def test_a_name_that_is_not_utf8(job, tmp_path):
     Path(path).write_bytes(file.getvalue())
     done = tokenize(replace(job, sources=(path, path), out=tmp_path / "t.parquet"))
     assert done.files == [tmp_path / "t.parquet"] and done.num_rows == 1 and not done.failures
-    assert TokenFiles.open(done.files).keys() == [f"{tmp_path}/bad\\xff.jpg"]
+    assert TokenFiles.open(done.files).keys() == [f"{tmp_path}/bad\\udcff.jpg"]
     model = qlip.load(job.model)
-    assert detokenize_files(model, done.files, tmp_path / "out") == [tmp_path / "out/bad\\xff.png"]
+    assert detokenize_files(model, done.files, tmp_path / "out") == [tmp_path / "out/bad\\udcff.png"]
 
 
 def test_all_of_an_image_or_its_middle(job, tmp_path, caplog):
@@ -94,7 +94,7 @@ def test_a_shard_is_of_a_fixed_range_of_the_source(job, tmp_path, size, counts):
     assert rows(job.out) == {key: tuple(ids) for key, ids in zip(good, expected.tolist(), strict=True)}
     (failure,) = done.failures
     assert failure.startswith("01.png: ") and "cannot be read as an image" in failure
-    manifest = json.loads((job.out / "manifest.json").read_text())
+    manifest = json.loads((job.out / "_manifest.json").read_text())
     assert manifest["num_rows"] == 9 and manifest["num_samples"] == 10
     assert [failure["key"] for failure in manifest["failures"]] == ["01.png"]
     assert [shard["num_rows"] for shard in manifest["shards"]] == counts
@@ -117,7 +117,7 @@ def test_what_is_there_is_not_done_again(job, tmp_path, caplog):
     job = replace(job, sources=(pictures(tmp_path / "in", 10),), shard_rows=3)
     before, first = tokenize(job), contents(job.out)
     assert before.num_skipped == 0
-    for name in ("tokens-00001.parquet", "manifest.json"):
+    for name in ("tokens-00001.parquet", "_manifest.json"):
         (job.out / name).unlink()
     (job.out / ".tokens-00001.parquet.unfinished").write_bytes(b"half a file")
     times = written(job.out)
@@ -125,7 +125,7 @@ def test_what_is_there_is_not_done_again(job, tmp_path, caplog):
         done = tokenize(job)
     assert done.num_skipped == 7 and done.num_rows == 10 and "7 rows are there already" in caplog.text
     assert contents(job.out) == first and times.items() <= written(job.out).items()
-    assert {path.name for path in job.out.iterdir()} == {*first, "manifest.json"}
+    assert {path.name for path in job.out.iterdir()} == {*first, "_manifest.json"}
 
 
 def test_another_job_is_refused_by_name(job, small_model, tmp_path):
@@ -166,17 +166,20 @@ def test_words_are_kept(job, tmp_path):
     table = pa.table({"image": image, "captions": captions, "label": pa.array([3, None, 0, 1], pa.int16())})
     pq.write_table(table, tmp_path / "a.parquet")
     (tmp_path / "0.png").write_bytes(encoded(1, 1))
-    lines = [{"image": "0.png", "caption": "\ud800", "label": "cat"}, {"image": "0.png", "caption": "\ud800"}]
+    lines = [{"image": "0.png", "label": "cat"}, {"image": "0.png", "caption": "\ud800"}, {"image": "0.png"}]
     (tmp_path / "b.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     sources = (str(tmp_path / "a.parquet"), str(tmp_path / "b.jsonl"))
     done = tokenize(replace(job, sources=sources, keep=("caption", "captions", "label")))
     found = pq.read_table(done.files[0])
     assert found.column_names == ["key", "tokens", "caption", "captions", "label"]
-    assert found["key"].to_pylist() == [*(f"a.parquet:{i}" for i in range(4)), "b.jsonl:1"]
-    assert found["caption"].to_pylist() == ["a cat", None, "caf\u00e9", "\u00fc", "\\ud800"]
-    assert found["captions"].to_pylist() == [*captions, ["\\ud800"]]
+    assert found["key"].to_pylist() == [*(f"a.parquet:{i}" for i in range(4)), "b.jsonl:2"]
+    assert found["caption"].to_pylist() == ["a cat", None, "caf\u00e9", "\u00fc", None]
+    assert found["captions"].to_pylist() == [*captions, None]
     assert found["label"].to_pylist() == [3, None, 0, 1, None]
-    assert done.failures == ["b.jsonl:0: its label 'cat' is not the number of a class"]
+    assert done.failures == [
+        "b.jsonl:0: its label is 'cat', not the number of a class: number the classes",
+        "b.jsonl:1: its caption is '\\ud800', not valid Unicode",
+    ]
     assert len(TokenFiles.open(done.files).keys()) == 5
 
 
@@ -267,7 +270,7 @@ def test_a_remote_shard_that_breaks_is_taken_up_again_and_a_lost_one_later(job, 
     done = tokenize(job)
     assert done.num_rows < 12 and [fault.key for fault in done.lost] == [f"{server.url}/1.tar"]
     assert any("1.tar: cannot be read" in failure for failure in done.failures)
-    assert json.loads((job.out / "manifest.json").read_text())["lost"]
+    assert json.loads((job.out / "_manifest.json").read_text())["lost"]
     shard.write_bytes(good)
     done = tokenize(job)
     assert not done.lost and contents(job.out) == contents(tmp_path / "expected")

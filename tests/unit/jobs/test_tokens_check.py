@@ -52,7 +52,7 @@ def test_every_fault_is_named(tokens, tmp_path):
     ],
 )
 def test_files_that_a_manifest_was_made_for_by_mistake(tokens, rows, changes, reason):
-    file, path = tokens / "tokens-00000.parquet", tokens / "manifest.json"
+    file, path = tokens / "tokens-00000.parquet", tokens / "_manifest.json"
     token_format = replace(TokenFormat.read(file), **changes)
     write_token_file(file, token_format, ["a", "b"][:rows], np.full((rows, 16), 9))
     manifest = json.loads(path.read_text())
@@ -62,13 +62,22 @@ def test_files_that_a_manifest_was_made_for_by_mistake(tokens, rows, changes, re
 
 
 def test_without_a_manifest_nothing_can_be_compared(tokens):
-    (tokens / "manifest.json").unlink()
-    with pytest.raises(InputError, match=r"has no manifest\.json of tokens: start its `qlip tokenize` again"):
+    (tokens / "_manifest.json").unlink()
+    with pytest.raises(InputError, match=r"has no _manifest\.json of tokens: start its `qlip tokenize` again"):
         verify(tokens)
 
 
+def test_one_file_is_read_and_its_sum_compared(job, tmp_path):
+    done = tokenize(replace(job, sources=(pictures(tmp_path / "in", 3),), out=tmp_path / "t.parquet"))
+    assert verify(done.files[0]) == {"num_shards": 1, "num_rows": 3, "num_failures": 0, "broken": []}
+    contents = bytearray(done.files[0].read_bytes())
+    contents[contents.index(b"parquet-cpp")] ^= 1  # what no reader looks at
+    done.files[0].write_bytes(contents)
+    assert "its bytes are not those" in verify(done.files[0])["broken"][0]["reason"]
+
+
 def test_a_lost_shard_is_a_fault(tokens):
-    path = tokens / "manifest.json"
+    path = tokens / "_manifest.json"
     manifest = json.loads(path.read_text())
     manifest["lost"] = [{"key": "https://host/7.tar", "reason": "cannot be read", "index": None, "is_file": True}]
     path.write_text(json.dumps(manifest))

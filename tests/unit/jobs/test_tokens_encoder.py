@@ -29,7 +29,7 @@ def test_the_files_are_those_of_pytorch(on_onnx, tmp_path, caplog):
     local = replace(on_onnx, model="qlip-tiny", engine="local", out=tmp_path / "local")
     tokenize(local)
     assert contents(on_onnx.out) == contents(local.out)
-    ours, theirs = (json.loads((job.out / "manifest.json").read_text()) for job in (on_onnx, local))
+    ours, theirs = (json.loads((job.out / "_manifest.json").read_text()) for job in (on_onnx, local))
     used = ours.pop("environment")
     assert used["engine"] == "onnx" and used["device"] == "CPUExecutionProvider" and used["onnxruntime"]
     assert theirs.pop("environment")["engine"] == "local" and ours == theirs

@@ -10,6 +10,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection
 
 from qlip.errors import InputError
 from qlip.model import QLIP, ImageTowerConfig, QLIPConfig, QuantizerConfig, TextConfig, init_from
+from qlip.model.hub import conversion
 from qlip.model.init import InitReport, _resize_kernels, _resize_output
 
 EVA = {"rope": True, "swiglu": True, "subln": True, "k_bias": False, "layer_norm_eps": 1e-6}
@@ -347,13 +348,17 @@ def test_files_that_cannot_be_read(tmp_path, tokenizer_file):
     refused(build(), tmp_path / "bare", "qlip", "model.safetensors' is missing")
 
 
-@pytest.mark.parametrize("nesting", [None, "model", "module"])
+@pytest.mark.parametrize("nesting", [None, "model", "module", "state_dict", "model_state_dict", "ddp"])
 def test_a_pickle_is_refused_with_the_line_that_converts_it(nesting, tmp_path):
     (tmp_path / "eva").mkdir()
     source = build(seed=1)
     rope = torch.zeros(16, 16)  # EVA's tables share their memory
     tensors = eva_vision(source) | {"rope.freqs_cos": rope, "blocks.0.attn.rope.freqs_cos": rope}
-    torch.save({nesting: tensors, "epoch": 3} if nesting else tensors, tmp_path / "eva" / "eva.pt")
+    if nesting == "ddp":
+        saved = {"state_dict": {f"module.{name}": tensor for name, tensor in tensors.items()}}
+    else:
+        saved = {nesting: tensors, "epoch": 3} if nesting else tensors
+    torch.save(saved, tmp_path / "eva" / "eva.pt")
     model = build()
     for path in (tmp_path / "eva" / "eva.pt", tmp_path / "eva"):
         refused(
@@ -366,3 +371,10 @@ def test_a_pickle_is_refused_with_the_line_that_converts_it(nesting, tmp_path):
     report = init_from(model, tmp_path / "eva", "eva-mim")
     assert report.unused == ()
     assert torch.equal(model.state_dict()[PATCHES], source.state_dict()[PATCHES])
+
+
+def test_a_pickle_without_tensors_is_not_converted(tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "a.pt")
+    with pytest.raises(AssertionError, match="no tensors found"):
+        exec(conversion(str(tmp_path / "a.pt"), str(tmp_path / "a.safetensors")).split("convert it once with ")[1])
+    assert not (tmp_path / "a.safetensors").exists()

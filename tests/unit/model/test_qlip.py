@@ -457,9 +457,14 @@ def test_classify_averages_unit_vectors_over_templates(whole):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("cat",), "labels is one string, 'cat'"),
-        (([],), "labels and templates must each hold"),
-        ((["cat"], []), "labels and templates must each hold"),
+        (("cat",), "labels is 'cat': pass a list of strings"),
+        ((np.array("cat"),), "labels is array"),
+        ((np.array([["cat"]]),), "labels is array"),
+        ((["cat", "dog", "cat"],), "label 'cat' is there twice"),
+        ((["cat", " "],), "labels must hold .* none that is blank"),
+        ((["cat", 3],), "a text is int, not a string"),
+        (([],), "labels must hold at least one string"),
+        ((["cat"], []), "templates must hold at least one string"),
         ((["cat"], ["a photo"]), "template 'a photo' has no {}"),
     ],
 )
@@ -516,3 +521,9 @@ def test_the_hash_knows_settings_that_no_weight_shows():
     text = replace(CONFIG, text=replace(TEXT, rope=True))
     assert build(decoder).id_hash() == build(text).id_hash() == name
     assert build(replace(CONFIG, quantizer=QuantizerConfig(12, 6, 50.0))).id_hash() == name
+
+
+def test_labels_of_any_iterable(whole):
+    expected = whole.classify(pictures(2), ["cat", "dog"])
+    for labels in (np.array(["cat", "dog"]), (name for name in ("cat", "dog")), {"cat": 1, "dog": 2}.keys()):
+        assert torch.equal(whole.classify(pictures(2), labels), expected)
