@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qlip.errors import InputError, one_line
 from qlip.model.qlip import QLIP
+from qlip.model.text import check_text
 
 
 class Matcher(Protocol):
@@ -62,13 +63,18 @@ class ClipMatcher:
                 f"{name!r} is a {type(self.model).__name__}, which does not embed pictures and words: name a CLIP"
             )
         self.name = name
+        from qlip.t2i.transformers_reader import context_length
+
+        config = getattr(self.model.config, "text_config", self.model.config)
+        self.processor.tokenizer.model_max_length = context_length(self.processor.tokenizer, self.model, config)
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor, texts: Sequence[str]) -> Tensor:
         """See `Matcher`."""
         images = [Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()) for picture in pictures]
+        texts = [check_text(text) for text in texts]
         inputs = self.processor(
-            text=list(texts), images=images, padding=True, truncation=True, return_tensors="pt"
+            text=texts, images=images, padding=True, truncation=True, return_tensors="pt"
         ).to(self.model.device)
         found = self.model(**inputs)
         return torch.cosine_similarity(found.image_embeds, found.text_embeds).float()

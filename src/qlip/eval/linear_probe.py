@@ -18,14 +18,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qlip.errors import one_line
 from qlip.eval.batches import Batch, Columns, collect
 from qlip.eval.labels import label_of
 from qlip.eval.options import ProbeConfig
-from qlip.files import whole_file
+from qlip.files import save_tensors, whole_file
 from qlip.model.qlip import QLIP
 
 POSITIONS = ("cls", "patches", "both")
@@ -142,7 +141,7 @@ def write_cache(path: Path, about: dict[str, Any], features: Columns) -> None:
     """Keep features; those of a data set with faults are not kept, so that the faults are told each time."""
     if not features.faults:
         with whole_file(path) as unfinished:
-            save_file({**features.values, "digests": features.digests}, unfinished, {"about": json.dumps(about)})
+            save_tensors({**features.values, "digests": features.digests}, unfinished, {"about": json.dumps(about)})
 
 
 def describe(config: ProbeConfig) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,12 +15,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from qlip.environment import resolve_device
 from qlip.errors import InputError, one_line
+from qlip.files import save_tensors
 from qlip.model.config import QLIPConfig
 from qlip.model.hub import COMPANIONS, CONFIG, PICKLES, PREPROCESSOR, WEIGHTS, fetch, no_weights
 from qlip.model.image import ImageProcessor
@@ -286,8 +286,7 @@ def load_description(folder: Path, name: str = "unnamed", image_size: int | Sequ
 
 def _write(model: QLIP, weights: dict[str, Tensor], folder: Path) -> None:
     save_description(model, folder)
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody else read its files
+    save_tensors(weights, folder / WEIGHTS, {"format": "pt"})
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())

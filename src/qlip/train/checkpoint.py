@@ -23,13 +23,13 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.tensor import DTensor
 
 from qlip.errors import InputError, SharedError, one_line
+from qlip.files import save_tensors
 from qlip.train.distributed import any_rank, gather_rows, on_all_ranks, rank, world_size
 
 Shapes = dict[str, tuple[list[int], torch.dtype]]
@@ -253,7 +253,7 @@ class _Writer(dcp.FileSystemWriter):
         path, failures = Path(self.path) / f"rank-{rank():05d}.safetensors", []
         try:
             path.parent.mkdir(exist_ok=True)
-            save_file(tensors, path, {"format": "pt", "DCP_SHARDING_INFO": json.dumps(offsets)})
+            save_tensors(tensors, path, {"format": "pt", "DCP_SHARDING_INFO": json.dumps(offsets)})
             _flush(path)
         except (OSError, SafetensorError) as error:
             failures = [one_line(error)]

@@ -86,7 +86,7 @@ def test_every_bit_comes_back_in_place_and_nothing_is_said(tmp_path, recwarn, ca
 
 def test_training_goes_on_while_it_writes(tmp_path, monkeypatch):
     go = threading.Event()
-    monkeypatch.setattr(module, "save_file", lambda *args: go.wait(30) and save_file(*args))
+    monkeypatch.setattr(module, "save_tensors", lambda *args: go.wait(30) and save_file(*args))
     state = some_state()
     before = bits(state)
     with Checkpoints(tmp_path, 2) as checkpoints:

@@ -75,13 +75,23 @@ def test_every_kind_of_file_gives_its_documents(tmp_path):
     assert found == [*STORIES, "one", "two", "a whole\n\nbook"]
     for name, column, complaint in (
         ("b.parquet", "body", r"no column 'body'; its columns are \['text', 'other'\]"),
-        ("b.parquet", "other", "'other' of document 0 is 1, no text"),
-        ("a.jsonl", "body", "not text under 'body'"),
+        ("b.parquet", "other", "row 1: 'other' is no text .a text is int"),
+        ("a.jsonl", "body", "a.jsonl: line 1 is not an object with 'body'"),
         ("notes.md", "text", "text is read from .jsonl"),
         ("missing", "text", "no text there"),
     ):
         with pytest.raises(InputError, match=complaint):
             list(read_texts(*find_texts([str(tmp_path / name)]), column))
+
+
+def test_null_is_no_document_and_what_is_no_text_is_named_by_its_line(tmp_path, words, config):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "one"}\n{"text": null}\n{"text": NaN}\n\n{"text": "two"}\n')
+    assert len(Text.open([str(file)], words, config)) == 2
+    for broken in ('{"text": 3}', '{"text": "\\udcff"}', "{broken", "[]"):
+        file.write_text('{"text": "one"}\n' * 1000 + broken + "\n")
+        with pytest.raises(InputError, match="line 1,001"):
+            list(read_texts(str(file), "text"))
 
 
 def test_a_set_of_the_datasets_library(tmp_path):
