@@ -167,7 +167,7 @@ def batches(
     share = batch_size // world_size
     size = share // num_parts
     journal = journal or Journal(dataset.samples)
-    make = partial(DataLoader, batch_size=None, num_workers=num_workers, worker_init_fn=outlive_sigterm)
+    make = partial(DataLoader, batch_size=None, num_workers=num_workers, worker_init_fn=outlive_signals)
     position = journal.position(start_step)
     if isinstance(dataset.samples, Stream):
         stream = _StreamedBatches(dataset, tokenize, size, position, rank, world_size)
@@ -199,9 +199,10 @@ def batches(
             parts = []
 
 
-def outlive_sigterm(worker: int) -> None:
+def outlive_signals(worker: int) -> None:
     """A signal to all processes of a group is for the training to answer, which needs its workers until then."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:

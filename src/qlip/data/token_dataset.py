@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,9 +24,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from qlip.bits import tokens_to_sub_tokens
-from qlip.data.loader import order, outlive_sigterm
+from qlip.data.loader import order, outlive_signals
 from qlip.data.parquet import readable
+from qlip.data.samples import BadSample
 from qlip.data.token_file import KEPT, ROW_GROUP, TokenFiles, TokenFormat
+from qlip.data.values import label_of, text_of, texts_of
 from qlip.errors import InputError, one_line
 
 Source = str | os.PathLike[str]
@@ -105,7 +107,7 @@ class TokenDataset(Dataset):
             row = index - (self._ends[which - 1] if which else 0)
             tokens[place] = group.tokens[row]
             for name, values in columns.items():
-                values.append(group.columns[name][row].as_py() if name in group.columns else None)
+                values.append(_value(group.columns[name][row]) if name in group.columns else None)
         sub_tokens = tokens_to_sub_tokens(torch.from_numpy(tokens), self.format.bits, self.bits)
         return {"sub_tokens": sub_tokens, **columns}
 
@@ -147,7 +149,7 @@ class TokenDataset(Dataset):
             batch_sampler=sampler,
             collate_fn=_as_it_is,  # type: ignore[arg-type]
             num_workers=num_workers,
-            worker_init_fn=outlive_sigterm,
+            worker_init_fn=outlive_signals,
         )
 
 
@@ -155,6 +157,35 @@ class TokenDataset(Dataset):
 class _Group:
     tokens: np.ndarray
     columns: dict[str, pa.Array]
+
+
+def words_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The words of a row: its `caption`, `captions` and `label`, of which those that are nothing are left out.
+
+    Null, NaN and blank captions are nothing; a single one under `captions` is a list of one.
+
+    Raises:
+        BadSample: a caption is no valid text, or a label is no number of a class.
+    """
+    found: dict[str, Any] = {}
+    for name, read in (("caption", text_of), ("captions", texts_of), ("label", label_of)):
+        try:
+            value = read(row.get(name))
+        except InputError as error:
+            raise BadSample(row["key"], f"its {name} {error}") from error
+        if value is not None and value != []:
+            found[name] = value
+    return found
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    """A column's value; of strings that are no UTF-8 the bytes, so that one of them does not end a batch."""
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return (
+            [_value(item) for item in scalar] if pa.types.is_list(scalar.type) else scalar.as_buffer().to_pybytes()
+        )
 
 
 def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:

@@ -159,6 +159,11 @@ class FeatureFiles:
         """See `TextReader`; what was cut was cut before."""
         return [self._find(text) for text in texts]
 
+    def holds(self, text: str) -> bool:
+        """Whether a file has the features of a text."""
+        number = _hash(text)
+        return any(file.find(number) is not None for file in self._files)
+
     def _find(self, text: str) -> Tensor:
         number = _hash(text)
         for file in self._files:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from qlip.environment import resolve_device
-from qlip.errors import InputError, one_line
+from qlip.errors import InputError, MissingExtra, one_line
 from qlip.model.text import check_text
 from qlip.t2i.condition import check_length
 
 try:
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
 except ImportError as error:
-    raise InputError(
+    raise MissingExtra(
         "an encoder as condition needs the library `transformers`: pip install 'open-qlip[transformers]'"
     ) from error
 

@@ -28,8 +28,10 @@ from torch import Tensor
 
 from qlip.data.captions import Captioner
 from qlip.data.hub import hub_texts
+from qlip.data.loader import MOST_IN_A_ROW
 from qlip.data.parquet import readable
-from qlip.data.token_dataset import TokenDataset
+from qlip.data.samples import BadSample, Fault
+from qlip.data.token_dataset import TokenDataset, words_of
 from qlip.errors import InputError, one_line
 from qlip.files import json_lines, whole_file
 from qlip.model.text import check_text
@@ -186,25 +188,41 @@ class Pictures:
     def __len__(self) -> int:
         return self.ends[-1]
 
-    def read(self, indices: Sequence[int], draws: Sequence[Any]) -> list[tuple[str, Tensor, list[int]]]:
-        """Some pictures: of each its key, tokens (N,) and the ids of its caption.
+    def read(
+        self, indices: Sequence[int], draws: Sequence[Any], faults: list[Fault] | None = None
+    ) -> list[tuple[str, Tensor, list[int]]]:
+        """Some images: of each its key, tokens (N,) and the ids of its caption.
 
         Args:
             indices: which.
             draws: a seed for each, by which one of several captions is drawn.
+            faults: takes what cannot be used, and another image, drawn by the same seed, replaces it. None: the
+                first such image is an error.
 
         Raises:
-            InputError: a picture has no words; names it.
+            InputError: an image has no words; names it.
         """
-        pictures = []
-        for index, draw in zip(indices, draws, strict=True):
-            which = bisect_right(self.ends, index)
-            row = self.parts[which][index - (self.ends[which - 1] if which else 0)]
-            words = {name: value for name, value in row.items() if value not in (None, "")}
-            caption = self.captioner(words, np.random.default_rng(draw))
-            ids = self.tokenizer.encode(caption, add_special_tokens=False).ids[: self.max_caption_tokens]
-            pictures.append((row["key"], row["sub_tokens"][:, 0], ids))
-        return pictures
+        return [self._usable(index, draw, faults) for index, draw in zip(indices, draws, strict=True)]
+
+    def _usable(self, index: int, draw: Any, faults: list[Fault] | None) -> tuple[str, Tensor, list[int]]:
+        rng = np.random.default_rng(draw)
+        for attempt in range(1, MOST_IN_A_ROW + 1):
+            try:
+                return self._one(index, rng)
+            except BadSample as error:
+                if faults is None or attempt == MOST_IN_A_ROW:
+                    raise
+                faults.append(Fault(error.key, error.reason, index))
+            rng = np.random.default_rng((*np.atleast_1d(draw), attempt))
+            index = int(rng.integers(len(self)))
+        raise AssertionError
+
+    def _one(self, index: int, rng: np.random.Generator) -> tuple[str, Tensor, list[int]]:
+        which = bisect_right(self.ends, index)
+        row = self.parts[which][index - (self.ends[which - 1] if which else 0)]
+        caption = self.captioner(words_of(row) | {"key": row["key"]}, rng)
+        ids = self.tokenizer.encode(caption, add_special_tokens=False).ids[: self.max_caption_tokens]
+        return row["key"], row["sub_tokens"][:, 0], ids
 
 
 def find_texts(sources: Sequence[str]) -> list[str]:
@@ -223,7 +241,9 @@ def read_texts(file: str, column: str) -> Iterator[str]:
         InputError: it cannot be read, or has no such column, or a document is no valid text; names it.
     """
     if file.startswith(_HUB):
-        yield from _documents(enumerate(hub_texts(file.removeprefix(_HUB), column), 1), f"{file}: document", column)
+        yield from _documents(
+            enumerate(hub_texts(file.removeprefix(_HUB), column), 1), f"{file}: document", column
+        )
     elif file.endswith(".parquet"):
         with readable(file), pq.ParquetFile(file) as parquet:
             if column not in parquet.schema_arrow.names:

@@ -13,6 +13,7 @@ import torch
 from tests.unit.um3.conftest import base, small_words
 
 from qlip.data.captions import Captioner
+from qlip.data.journal import Journal
 from qlip.data.token_file import TokenFormat, write_token_file
 from qlip.errors import InputError
 from qlip.um3.checkpoint import add_image_specials
@@ -264,3 +265,17 @@ def test_a_picture_without_words_stops_the_run(tmp_path, sources, config, words)
     for workers in (0, 1):
         with pytest.raises(InputError, match=r"picture \d: neither a caption nor a label"):
             list(islice(training_batches(found, 0, workers), 3))
+
+
+def test_a_blank_caption_is_replaced_and_listed(tmp_path, sources, config, words):
+    captions = [" ", *["a red mug"] * 9]
+    pictures = Pictures([write_tokens(tmp_path / "tokens", 10, caption=captions)], config, words, 10)
+    found = batches(DataSources(sources.text, pictures), config)
+
+    def run(start, workers=0):
+        return training_batches(found, start, workers, Journal(pictures, 0.2, tmp_path))
+
+    first = list(islice(run(0), 6))
+    assert torch.equal(next(run(5, 1))["input_ids"], first[5]["input_ids"])
+    assert "picture 0" in (tmp_path / "skipped.jsonl").read_text()
+    assert not any("picture 0 " in f"{key} " for batch in first for key in batch["keys"])
