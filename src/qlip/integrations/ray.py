@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qlip.errors import InputError
+from qlip.errors import InputError, MissingExtra
 
 Item = tuple[int, ...]
 Work = Callable[[Item], Any]
@@ -37,7 +37,7 @@ def map_on_ray(make: MakeWork, items: Sequence[Item], num_workers: int | None, d
         import ray
         import ray.data
     except ImportError as error:
-        raise InputError("--engine ray needs the library `ray`: pip install 'open-qlip[ray]'") from error
+        raise MissingExtra("--engine ray needs the library `ray`: pip install 'open-qlip[ray]'") from error
     if not items:
         return
     if not ray.is_initialized():

@@ -275,13 +275,22 @@ def load_description(folder: Path, name: str = "unnamed", image_size: int | Sequ
         InputError: a file is broken, or `image_size` holds no whole patches.
     """
     config = _read_config(folder / CONFIG)
-    processor, words = _image_processor(folder, config), _text_tokenizer(folder, config)
+    processor, words = read_companions(folder, config)
     if image_size is not None:
         config = config.at_size(image_size)
         processor = processor and processor.at_size(config.size)
     model = skeleton(config, name)
     model.image_processor, model.text_tokenizer = processor, words
     return model
+
+
+def read_companions(folder: Path, config: QLIPConfig) -> tuple[ImageProcessor | None, TextTokenizer | None]:
+    """The image processor and the text vocabulary of a checkpoint's folder; None for what it lacks.
+
+    Raises:
+        InputError: a file is broken, or does not fit the configuration.
+    """
+    return _image_processor(folder, config), _text_tokenizer(folder, config)
 
 
 def _write(model: QLIP, weights: dict[str, Tensor], folder: Path) -> None:
