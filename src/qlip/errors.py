@@ -12,6 +12,10 @@ class InputError(ValueError):
     """
 
 
+class MissingExtra(InputError, ImportError):
+    """A library of an extra is not installed; the message says how to install it."""
+
+
 class SharedError(InputError):
     """Raised on every process of a run, in the same words: one of them need say it."""
 
@@ -29,6 +33,8 @@ def as_integer(name: str, value: Any) -> int:
         InputError: it is none; names the field.
     """
     try:
-        return operator.index(None if isinstance(value, bool) else value)
+        if isinstance(value, bool):
+            raise TypeError("a truth value is no number")
+        return operator.index(value)
     except TypeError as error:
         raise InputError(f"{name} is {value!r}: it must be an integer") from error

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qlip.errors import InputError, one_line
+from qlip.errors import InputError, MissingExtra, one_line
 from qlip.model.qlip import QLIP
 from qlip.model.text import check_text
 
@@ -52,7 +52,7 @@ class ClipMatcher:
         try:
             from transformers import AutoModel, AutoProcessor
         except ImportError as error:
-            raise InputError("CLIPScore needs `transformers`: pip install 'open-qlip[transformers]'") from error
+            raise MissingExtra("CLIPScore needs `transformers`: pip install 'open-qlip[transformers]'") from error
         try:
             self.processor: Any = AutoProcessor.from_pretrained(name)
             self.model: Any = AutoModel.from_pretrained(name, dtype=torch.float32).to(device).eval()
@@ -73,9 +73,9 @@ class ClipMatcher:
         """See `Matcher`."""
         images = [Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()) for picture in pictures]
         texts = [check_text(text) for text in texts]
-        inputs = self.processor(
-            text=texts, images=images, padding=True, truncation=True, return_tensors="pt"
-        ).to(self.model.device)
+        inputs = self.processor(text=texts, images=images, padding=True, truncation=True, return_tensors="pt").to(
+            self.model.device
+        )
         found = self.model(**inputs)
         return torch.cosine_similarity(found.image_embeds, found.text_embeds).float()
 

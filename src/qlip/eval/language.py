@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qlip.environment import resolve_device
-from qlip.errors import InputError, one_line
+from qlip.errors import InputError, MissingExtra, one_line
 from qlip.eval.interval import Number
 from qlip.eval.options import LanguageOptions
 from qlip.eval.results import record, write_results
@@ -47,7 +47,7 @@ def evaluate_language(model: str, options: LanguageOptions, name: str | None = N
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise InputError(f"this needs lm-eval ({one_line(error)}): pip install 'open-qlip[language]'") from error
+        raise MissingExtra(f"this needs lm-eval ({one_line(error)}): pip install 'open-qlip[language]'") from error
     device = str(resolve_device(options.device))
     manager = TaskManager()
     with tempfile.TemporaryDirectory() as folder, _cut_requests() as cut:

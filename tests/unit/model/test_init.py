@@ -366,3 +366,10 @@ def test_a_pickle_is_refused_with_the_line_that_converts_it(nesting, tmp_path):
     report = init_from(model, tmp_path / "eva", "eva-mim")
     assert report.unused == ()
     assert torch.equal(model.state_dict()[PATCHES], source.state_dict()[PATCHES])
+
+
+@pytest.mark.parametrize(("name", "value"), (("hidden_act", "quick_gelu"), ("layer_norm_eps", 1e-3)))
+def test_clips_settings_that_no_tensor_tells_are_compared(tmp_path, name, value):
+    CLIPTextModelWithProjection(clip(**{name: value}).config.text_config).save_pretrained(tmp_path)
+    option = f"--model.text.{name.replace('_', '-')} {value}"
+    refused(build(), tmp_path, "clip-text", f"{name} {value!r}, this model's has .*: pass {option}")

@@ -516,3 +516,16 @@ def test_the_hash_knows_settings_that_no_weight_shows():
     text = replace(CONFIG, text=replace(TEXT, rope=True))
     assert build(decoder).id_hash() == build(text).id_hash() == name
     assert build(replace(CONFIG, quantizer=QuantizerConfig(12, 6, 50.0))).id_hash() == name
+
+
+def test_what_users_of_other_libraries_try_gets_an_answer():
+    model = qlip.load("qlip-tiny")
+    with pytest.raises(InputError, match="templates is one string"):
+        model.classify("cat.jpg", ["cat"], templates="a photo of {}")
+    with pytest.raises(InputError, match="a template is a function"):
+        model.embed_labels(["cat"], templates=[lambda name: f"a {name}"])
+    for given in (["a cat"], model.text_tokenizer(["a cat"])):
+        with pytest.raises(InputError, match=r"not a tensor: pass model.text_tokenizer\(texts\)\[0\]"):
+            model.encode_text(given)
+    with pytest.raises(InputError, match="pass model.image_processor"):
+        model.encode_image(["cat.jpg"])
