@@ -57,13 +57,15 @@ def json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str, Any]]:
                 if text:
                     yield number, text, json.loads(text)
             except json.JSONDecodeError as error:
-                raise InputError(f"line {number:,} is not JSON ({error.msg}, column {error.colno}): fix it") from error
+                raise InputError(
+                    f"line {number:,} is not JSON ({error.msg}, column {error.colno}): fix it"
+                ) from error
             except (UnicodeDecodeError, RecursionError) as error:
                 raise InputError(f"line {number:,} is not JSON ({one_line(error)}): fix it") from error
 
 
 def save_tensors(tensors: dict[str, Any], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file with the permissions of any other new file: the library's own lets nobody else read.
+    """Write a safetensors file with the permissions of any other new file; the library lets nobody else read it.
 
     Args:
         tensors: contiguous PyTorch tensors by name.

@@ -77,10 +77,10 @@ def train_probe(
     )
     steps = math.ceil(len(features) / config.batch_size)
     step = 0
-    for _ in range(config.warmup_epochs + config.epochs):
+    for _ in range(config.epochs):
         for rows in torch.randperm(len(features), generator=generator).split(config.batch_size):
             optimizer.param_groups[0]["lr"] = config.lr * factor(
-                step, config.warmup_epochs * steps, config.epochs * steps
+                step, config.warmup_epochs * steps, (config.epochs - config.warmup_epochs) * steps
             )
             loss = F.cross_entropy(probe(features[rows].to(device)), labels[rows].to(device))
             optimizer.zero_grad()
@@ -141,7 +141,9 @@ def write_cache(path: Path, about: dict[str, Any], features: Columns) -> None:
     """Keep features; those of a data set with faults are not kept, so that the faults are told each time."""
     if not features.faults:
         with whole_file(path) as unfinished:
-            save_tensors({**features.values, "digests": features.digests}, unfinished, {"about": json.dumps(about)})
+            save_tensors(
+                {**features.values, "digests": features.digests}, unfinished, {"about": json.dumps(about)}
+            )
 
 
 def describe(config: ProbeConfig) -> dict[str, Any]:

@@ -253,7 +253,9 @@ def test_logits_that_are_not_finite_give_an_error_and_no_id_out_of_range(value, 
 def test_numpys_integers_are_integers():
     numpy = pytest.importorskip("numpy")
     expected = generate(small_lm(), prompts([3]), 4, Sampling(top_k=5), seeds=[7])
-    found = generate(small_lm(), prompts([3]), numpy.int64(4), Sampling(top_k=numpy.int32(5)), seeds=numpy.arange(7, 8))
+    found = generate(
+        small_lm(), prompts([3]), numpy.int64(4), Sampling(top_k=numpy.int32(5)), seeds=numpy.arange(7, 8)
+    )
     assert torch.equal(found, expected)
     with pytest.raises(InputError, match="top_k is 1.5: it must be an integer"):
         Sampling(top_k=1.5)
