@@ -549,7 +549,7 @@ def test_what_export_wrote_is_pushed(writer, checkpoint, tmp_path):
     model, _ = open_tokenizer(str(tmp_path / "mine"))
     export(model, tmp_path / "exported")
     push(str(tmp_path / "exported"), "us/mine")
-    card = writer.repos["us/mine"][MAIN]["README.md"].decode()
+    card = writer.repos["us/mine"][writer.branches["main"]]["README.md"].decode()
     assert card.startswith("---\nlicense: other\n") and 'qlip.load("exported")' in card
     assert qlip.load("us/mine").id_hash() == model.id_hash()
     (tmp_path / "exported" / "README.md").write_text("# Mine")
