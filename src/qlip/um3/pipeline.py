@@ -240,10 +240,11 @@ class UnifiedModel:
         are whole.
         """
         kept: list[int] = []
+        ids_of = {byte: i for i, byte in self._bytes.items()}
         for is_byte, run in groupby(ids, self._bytes.__contains__):
             if is_byte:
                 whole = bytes(self._bytes[i] for i in run).decode(errors="ignore").encode()
-                kept += (self.words.token_to_id(_BYTE.format(byte)) for byte in whole)
+                kept += (ids_of[byte] for byte in whole)
             else:
                 kept += run
         return self.words.decode(kept)
