@@ -1,11 +1,14 @@
 """Files that appear whole or not at all, and what their bytes sum to."""
 
 import hashlib
+import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
+from typing import Any
 
-from qlip.errors import InputError
+from qlip.errors import InputError, one_line
 
 
 @contextmanager
@@ -53,6 +56,46 @@ def place_in(folder: Path, name: PurePath) -> Path:
     if path.is_symlink() or not path.parent.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{path} is a link, or lies behind one: remove it, or choose another --out")
     return path
+
+
+def json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str, Any]]:
+    """The values of a file with a JSON value a line; blank lines are left out.
+
+    Yields:
+        the number of a line, from 1, the line, and its value.
+
+    Raises:
+        OSError: the file cannot be read.
+        InputError: a line is not JSON; names it.
+    """
+    with open(path, "rb") as lines:  # as bytes: only a line feed ends a line
+        for number, line in enumerate(lines, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                if text:
+                    yield number, text, json.loads(text)
+            except json.JSONDecodeError as error:
+                raise InputError(
+                    f"line {number:,} is not JSON ({error.msg}, column {error.colno}): fix it"
+                ) from error
+            except (UnicodeDecodeError, RecursionError) as error:
+                raise InputError(f"line {number:,} is not JSON ({one_line(error)}): fix it") from error
+
+
+def save_tensors(tensors: dict[str, Any], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file with the permissions of any other new file; the library lets nobody else read it.
+
+    Args:
+        tensors: contiguous PyTorch tensors by name.
+        path: the file.
+        metadata: of the file.
+    """
+    from safetensors.torch import save_file  # which imports torch
+
+    path.touch()  # with the umask's permissions, which the library then replaces
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata)
+    path.chmod(mode)
 
 
 def checksum(path: Path) -> str:

@@ -208,7 +208,7 @@ def stopped(place, stage1):
     running.until(lambda: last_step(place / "stopped") >= 5)
     running.signal(signal.SIGTERM)
     code, words = running.wait()
-    assert code == 0 and one_line(words).endswith("the same command with --resume goes on")
+    assert code == 0 and "this resumes it: qlip train" in one_line(words)
     return place / "stopped"
 
 
@@ -224,7 +224,7 @@ def stop_one_of_two(place, stage1, sharding):
     running.until(lambda: last_step(out) >= 5)
     running.signal(signal.SIGTERM, 1)
     code, words = running.wait()
-    assert code == 0 and one_line(words).endswith("the same command with --resume goes on")
+    assert code == 0 and "this resumes it: qlip train" in one_line(words)
     return out
 
 
@@ -318,7 +318,7 @@ def test_sigterm_stops_a_run_of_stage_2(stage2, tmp_path):
     running.until(lambda: last_step(tmp_path / "run") >= 3)
     running.signal(signal.SIGTERM)
     code, words = running.wait()
-    assert code == 0 and one_line(words).endswith("the same command with --resume goes on")
+    assert code == 0 and "this resumes it: qlip train" in one_line(words)
     assert latest_checkpoint(tmp_path / "run").name == f"step-{last_step(tmp_path / 'run'):07d}"
 
 
@@ -617,7 +617,7 @@ def test_calibration_interrupted_and_used(call, stage1, place, tmp_path):
     running.until(lambda: last_step(out / "reconstruction") >= 3)
     running.signal(signal.SIGTERM)
     code, words = running.wait()
-    assert code == 0 and "the same command with --resume goes on" in words[0]
+    assert code == 0 and "this resumes it: qlip calibrate" in words[0]
     assert last_step(out / "alignment") == steps and not (out / "calibration.json").exists()
     code, words = Running(tmp_path, *arguments).wait()
     assert code == 1 and "go on with --resume" in one_line(words)
@@ -681,7 +681,7 @@ def test_the_command_itself(stage1, tmp_path):
     arguments = [*stage1, "--steps", 5000, "--eval-every", 5000, "--data.num-workers", 2, "--out", out]
     running = start("qlip.cli", arguments)
     code, said = stop(running, out, os.killpg)
-    assert code == 0 and "Traceback" not in said and "--resume goes on" in said
+    assert code == 0 and "Traceback" not in said and "this resumes it: qlip train" in said
     with pytest.raises(ProcessLookupError):  # and no worker is left
         os.killpg(running.pid, 0)
     assert latest_checkpoint(out).name == f"step-{last_step(out):07d}"
@@ -712,7 +712,7 @@ def test_torchrun_itself(stage1, whole, tmp_path):
     torchrun = "torch.distributed.run --standalone --nproc-per-node 2 -m qlip.cli"
     arguments = [*stage1, "--sharding", "fsdp", "--out", out, "--resume"]
     _, said = stop(start(torchrun, arguments), out, os.kill)
-    assert "the same command with --resume goes on" in said
+    assert "this resumes it: torchrun --nproc-per-node 2 -m qlip.cli train" in said
     assert 5 <= last_step(out) < STEPS and latest_checkpoint(out).name == f"step-{last_step(out):07d}"
     code, said = wait(start(torchrun, arguments))
     assert code == 0, said

@@ -1,11 +1,14 @@
 import errno
+import os
 from pathlib import PurePath
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from qlip.errors import InputError
-from qlip.files import place_in, whole_file
+from qlip.files import json_lines, place_in, save_tensors, whole_file
 
 
 def test_the_file_appears_when_the_block_ends_well(tmp_path):
@@ -51,3 +54,23 @@ def test_a_link_that_somebody_laid_is_not_followed(tmp_path):
     assert (outside / "a.txt").read_text() == "theirs"
     (tmp_path / "linked").symlink_to(out)
     assert place_in(tmp_path / "linked", PurePath("new/a.txt")) == tmp_path / "linked/new/a.txt"
+
+
+def test_tensors_have_the_permissions_of_any_new_file(tmp_path):
+    before = os.umask(0o022)
+    try:
+        save_tensors({"a": torch.arange(3)}, tmp_path / "a.safetensors", {"about": "three"})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o644
+    assert torch.equal(load_file(tmp_path / "a.safetensors")["a"], torch.arange(3))
+
+
+def test_a_line_that_is_no_json_is_named(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"text": "a\xe2\x80\xa8b"}\n\n[1]\n')
+    assert [(number, value) for number, _, value in json_lines(file)] == [(1, {"text": "a\u2028b"}), (3, [1])]
+    for broken in (b"{broken", b"\xff", b"[" * 100_000):
+        file.write_bytes(b"1\n" * 1000 + broken + b"\n")
+        with pytest.raises(InputError, match="^line 1,001 is not JSON"):
+            list(json_lines(file))

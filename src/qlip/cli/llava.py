@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from qlip.cli.options import CONFIG, Device, Json, print_json, say
-from qlip.cli.training import REPLAY, parse_recipe
+from qlip.cli.training import REPLAY, parse_recipe, stopped
 from qlip.errors import InputError
 
 
@@ -29,7 +29,7 @@ def train(*arguments: str) -> int:
             f'the model is in {args.out / "model"}; try: qlip llava ask {args.out / "model"} IMAGE "What is this?"'
         )
     else:
-        say(f"stopped with a checkpoint in {args.out}; the same command with --resume goes on")
+        say(stopped(args.out))
     return 0
 
 

@@ -46,7 +46,7 @@ def main() -> None:
     """Run the command line and exit with its code."""
     logger = logging.getLogger("qlip")
     logger.setLevel("INFO")
-    logger.handlers = [RichHandler(console=err, show_path=False, show_time=False)]
+    logger.handlers = [_log_handler()]
     if rank() != "0":  # of the processes that torchrun starts the first one speaks
         logger.setLevel("ERROR")
     set_up_threads()
@@ -72,6 +72,15 @@ def main() -> None:
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _log_handler() -> logging.Handler:
+    """For a person with colours; in a file a message is one line, so that it can be searched."""
+    if err.is_terminal:
+        return RichHandler(console=err, show_path=False, show_time=False)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)-8s %(message)s"))
+    return handler
 
 
 def _dispatch(argv: list[str]) -> int:

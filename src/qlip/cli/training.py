@@ -1,5 +1,7 @@
 """Commands that train a tokenizer, and what becomes of a run."""
 
+import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import make_dataclass
@@ -16,6 +18,7 @@ def train(*arguments: str) -> int:
     """Train a tokenizer or a model on its tokens: `qlip train RECIPE --out DIR [--resume] [any field of it]`."""
     from qlip.recipes import run as tokenizers
     from qlip.recipes import t2i, um3
+    from qlip.t2i.config import CLASSES
 
     args = _parse_recipe(train, arguments, {"replay": (Path | None, None, REPLAY)})
     if isinstance(args, int):
@@ -25,7 +28,8 @@ def train(*arguments: str) -> int:
     left = f"the tokenizer is in {model}; try: qlip verify {model}"
     if isinstance(args.recipe, t2i.T2IRecipe):
         home = t2i
-        left = f'the model is in {model}; try: qlip generate "a dog" --model {model} --out pictures'
+        prompt = "0" if args.recipe.condition == CLASSES else '"a dog"'  # labels are the prompts of such a model
+        left = f"the model is in {model}; try: qlip generate {prompt} --model {model} --out pictures"
     elif isinstance(args.recipe, um3.UM3Recipe):
         home = um3
         left = f'the model is in {model}; try: qlip um3 draw "a dog" --model {model} --out pictures'
@@ -35,7 +39,7 @@ def train(*arguments: str) -> int:
     if args.out is None:
         raise InputError("--out is missing: name the folder of the run")
     finished = home.run(args.recipe, args.out, args.resume)
-    say(left if finished else f"stopped with a checkpoint in {args.out}; the same command with --resume goes on")
+    say(left if finished else stopped(args.out))
     return 0
 
 
@@ -50,7 +54,7 @@ def calibrate(*arguments: str) -> int:
         raise InputError("--out is missing: name the folder of the runs")
     ratio = run_calibrate(args.recipe, args.out, args.resume)
     if ratio is None:
-        say(f"stopped in {args.out}; the same command with --resume goes on")
+        say(stopped(args.out))
     else:
         written = args.out / "calibration.json"
         say(f"α_r/α_a = {ratio:.4g}; train with: --balance calibrated --calibration {written}")
@@ -94,7 +98,7 @@ def export(
     out: Path,
     format: Literal["qlip", "transformers", "onnx", "torch-export"] = "qlip",
     checkpoint: Literal["latest", "best"] = "latest",
-    best: str = "psnr",
+    best: str | None = None,
     revision: str | None = None,
     image_size: ImageSize = None,
     text_only: bool = False,
@@ -107,7 +111,7 @@ def export(
         format: qlip: as `qlip.load` reads it; transformers: as Hugging Face's library reads it without this
             package; onnx, torch-export: as programs, see docs/export.md.
         checkpoint: Which one of a run.
-        best: The evaluation's number that decides which is best.
+        best: The evaluation's number that decides which is best; by default the run's own.
         revision: branch, tag or commit on the hub.
         text_only: Of a UM3, leave the rows of pictures out: a language model as any other.
     """
@@ -153,6 +157,15 @@ def push(
 
     print(run_push(model, repo, private, revision, message))
     return 0
+
+
+def stopped(out: Path) -> str:
+    """What to say of a run that a signal stopped: where it is, and the command that resumes it."""
+    again = sys.argv[1:] if "--resume" in sys.argv else [*sys.argv[1:], "--resume"]
+    start = ["qlip"]
+    if processes := os.environ.get("LOCAL_WORLD_SIZE"):
+        start = ["torchrun", "--nproc-per-node", processes, "-m", "qlip.cli"]
+    return f"stopped with a checkpoint in {out}; this resumes it: {shlex.join([*start, *again])}"
 
 
 def _parse_recipe(

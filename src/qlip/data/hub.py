@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from qlip.data.samples import COLUMNS, Samples, captions_of, describe, described, encoded_image
-from qlip.errors import InputError, one_line
+from qlip.errors import InputError, MissingExtra, one_line
 
 
 class HubSamples(Samples):
@@ -73,7 +73,7 @@ def _load(name: str) -> tuple[str, Any]:
     try:
         import datasets
     except ImportError as error:
-        raise InputError(
+        raise MissingExtra(
             f"datasets:{name} needs the library `datasets`: pip install 'open-qlip[datasets]'"
         ) from error
     path, _, split = name.partition(":")

@@ -30,7 +30,7 @@ from qlip.data.journal import Journal
 from qlip.data.samples import BadSample, Fault
 from qlip.data.stream import Reader, Stream
 from qlip.data.teacher import TeacherFiles
-from qlip.data.workers import outlive_sigterm
+from qlip.data.workers import outlive_signals
 from qlip.errors import InputError
 
 Transform = Callable[..., Tensor]
@@ -173,7 +173,7 @@ def batches(
     share = batch_size // world_size
     size = share // num_parts
     journal = journal or Journal(dataset.samples)
-    make = partial(FromWorkers, num_workers=num_workers, worker_init_fn=outlive_sigterm)
+    make = partial(FromWorkers, num_workers=num_workers, worker_init_fn=outlive_signals)
     position = journal.position(start_step)
     if isinstance(dataset.samples, Stream):
         stream = _StreamedBatches(dataset, tokenize, size, position, rank, world_size)

@@ -3,7 +3,7 @@
 import urllib.request
 from typing import BinaryIO, cast
 
-from qlip.errors import InputError, one_line
+from qlip.errors import InputError, MissingExtra, one_line
 
 TIMEOUT_S = 60
 
@@ -22,7 +22,7 @@ def require_scheme(url: str) -> None:
 
         fsspec.get_filesystem_class(scheme)
     except ImportError as error:
-        raise InputError(
+        raise MissingExtra(
             f"{url}: {scheme}:// needs more libraries ({one_line(error)}): pip install 'open-qlip[remote]'"
         ) from error
     except ValueError as error:

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,8 +27,10 @@ from qlip.bits import tokens_to_sub_tokens
 from qlip.data.delivery import FromWorkers
 from qlip.data.loader import order
 from qlip.data.parquet import readable
+from qlip.data.samples import BadSample
 from qlip.data.token_file import KEPT, ROW_GROUP, TokenFiles, TokenFormat, ids_of
-from qlip.data.workers import outlive_sigterm
+from qlip.data.values import label_of, text_of, texts_of
+from qlip.data.workers import outlive_signals
 from qlip.errors import InputError, one_line
 
 Source = str | os.PathLike[str]
@@ -107,7 +109,7 @@ class TokenDataset(Dataset):
             row = index - (self._ends[which - 1] if which else 0)
             tokens[place] = group.tokens[row]
             for name, values in columns.items():
-                values.append(group.columns[name][row].as_py() if name in group.columns else None)
+                values.append(_value(group.columns[name][row]) if name in group.columns else None)
         sub_tokens = tokens_to_sub_tokens(torch.from_numpy(tokens), self.format.bits, self.bits)
         return {"sub_tokens": sub_tokens, **columns}
 
@@ -144,13 +146,42 @@ class TokenDataset(Dataset):
         share = batch_size // world_size
         mine = slice(rank * share, (rank + 1) * share)
         sampler = ([i for _, i in batch[mine]] for batch in order(len(self), batch_size, seed, start_step))
-        yield from FromWorkers(self.__getitems__, num_workers, sampler, worker_init_fn=outlive_sigterm)
+        yield from FromWorkers(self.__getitems__, num_workers, sampler, worker_init_fn=outlive_signals)
 
 
 @dataclass(frozen=True)
 class _Group:
     tokens: np.ndarray
     columns: dict[str, pa.Array]
+
+
+def words_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The words of a row: its `caption`, `captions` and `label`, of which those that are nothing are left out.
+
+    Null, NaN and blank captions are nothing; a single one under `captions` is a list of one.
+
+    Raises:
+        BadSample: a caption is no valid text, or a label is no number of a class.
+    """
+    found: dict[str, Any] = {}
+    for name, read in (("caption", text_of), ("captions", texts_of), ("label", label_of)):
+        try:
+            value = read(row.get(name))
+        except InputError as error:
+            raise BadSample(row["key"], f"its {name} {error}") from error
+        if value is not None and value != []:
+            found[name] = value
+    return found
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    """A column's value; of strings that are no UTF-8 the bytes, so that one of them does not end a batch."""
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return (
+            [_value(item) for item in scalar] if pa.types.is_list(scalar.type) else scalar.as_buffer().to_pybytes()
+        )
 
 
 @lru_cache(maxsize=HELD_GROUPS)

@@ -19,13 +19,14 @@ def end_with_run(worker: int) -> None:
         Thread(target=_wait, name="end-with-run", daemon=True).start()
 
 
-def outlive_sigterm(worker: int) -> None:
-    """As `end_with_run`; and ignore SIGTERM, which the run answers when it goes to the whole group.
+def outlive_signals(worker: int) -> None:
+    """As `end_with_run`; and ignore SIGTERM and Ctrl-C, which the run answers when they go to the whole group.
 
     Args:
         worker: its number.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     end_with_run(worker)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from qlip.errors import InputError, one_line
+from qlip.errors import InputError, MissingExtra, one_line
 from qlip.eval.interval import Number, mean_of
 from qlip.eval.results import record, write_results
 from qlip.files import checksum
@@ -118,7 +118,7 @@ def caption_scores(predictions: Predictions, references: References, has_java: b
         from pycocoevalcap.cider.cider import Cider
         from pycocoevalcap.meteor.meteor import Meteor
     except ImportError as error:
-        raise InputError("captions are scored by pycocoevalcap: pip install 'open-qlip[captions]'") from error
+        raise MissingExtra("captions are scored by pycocoevalcap: pip install 'open-qlip[captions]'") from error
     tokenize = _treebank_tokens if has_java else _plain
     said = tokenize({image: [caption] for image, caption in predictions.items()})
     wanted = tokenize({image: references[image] for image in predictions})

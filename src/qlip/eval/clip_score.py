@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qlip.errors import InputError, one_line
+from qlip.errors import InputError, MissingExtra, one_line
 from qlip.model.qlip import QLIP
+from qlip.model.text import check_text
 
 
 class Matcher(Protocol):
@@ -51,7 +52,7 @@ class ClipMatcher:
         try:
             from transformers import AutoModel, AutoProcessor
         except ImportError as error:
-            raise InputError("CLIPScore needs `transformers`: pip install 'open-qlip[transformers]'") from error
+            raise MissingExtra("CLIPScore needs `transformers`: pip install 'open-qlip[transformers]'") from error
         try:
             self.processor: Any = AutoProcessor.from_pretrained(name)
             self.model: Any = AutoModel.from_pretrained(name, dtype=torch.float32).to(device).eval()
@@ -62,14 +63,19 @@ class ClipMatcher:
                 f"{name!r} is a {type(self.model).__name__}, which does not embed pictures and words: name a CLIP"
             )
         self.name = name
+        from qlip.t2i.transformers_reader import context_length
+
+        config = getattr(self.model.config, "text_config", self.model.config)
+        self.processor.tokenizer.model_max_length = context_length(self.processor.tokenizer, self.model, config)
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor, texts: Sequence[str]) -> Tensor:
         """See `Matcher`."""
         images = [Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()) for picture in pictures]
-        inputs = self.processor(
-            text=list(texts), images=images, padding=True, truncation=True, return_tensors="pt"
-        ).to(self.model.device)
+        texts = [check_text(text) for text in texts]
+        inputs = self.processor(text=texts, images=images, padding=True, truncation=True, return_tensors="pt").to(
+            self.model.device
+        )
         found = self.model(**inputs)
         return torch.cosine_similarity(found.image_embeds, found.text_embeds).float()
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qlip.errors import InputError, one_line
+from qlip.errors import InputError, MissingExtra, one_line
 
 FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
 HASH = "6726825d"  # the first digits of SHA-256, as in the names
@@ -35,7 +35,7 @@ class Inception(nn.Module):
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError as error:
-            raise InputError(
+            raise MissingExtra(
                 f"FID needs torch-fidelity ({one_line(error)}): pip install 'open-qlip[pretrained-metrics]'"
             ) from error
         _check(path)

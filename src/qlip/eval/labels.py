@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qlip.data.captions import read_classes
-from qlip.errors import InputError
+from qlip.errors import InputError, MissingExtra
 
 IMAGENET = "imagenet"
 _SYNSETS = Path(__file__).with_name("imagenet_synsets.txt")
@@ -161,7 +161,9 @@ def _open_clip(name: str) -> ast.expr:
     places = [Path(root) / "zero_shot_metadata.py" for root in (spec and spec.submodule_search_locations) or ()]
     file = next((place for place in places if place.is_file()), None)
     if file is None:
-        raise InputError("ImageNet's names and templates are in open_clip: pip install --no-deps open-clip-torch")
+        raise MissingExtra(
+            "ImageNet's names and templates are in open_clip: pip install --no-deps open-clip-torch"
+        )
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == name:
             return node.value

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from qlip.environment import resolve_device
-from qlip.errors import InputError, one_line
+from qlip.errors import InputError, MissingExtra, one_line
 from qlip.eval.interval import Number
 from qlip.eval.options import LanguageOptions
 from qlip.eval.results import record, write_results
@@ -50,7 +50,7 @@ def evaluate_language(model: str, options: LanguageOptions, name: str | None = N
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise InputError(f"this needs lm-eval ({one_line(error)}): pip install 'open-qlip[language]'") from error
+        raise MissingExtra(f"this needs lm-eval ({one_line(error)}): pip install 'open-qlip[language]'") from error
     place = resolve_device(options.device)
     device = str(place)
     warn_if_slow(place, getattr(torch, options.dtype))

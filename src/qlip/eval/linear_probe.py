@@ -18,14 +18,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qlip.errors import one_line
 from qlip.eval.batches import Batch, Columns, collect
 from qlip.eval.labels import label_of
 from qlip.eval.options import ProbeConfig
-from qlip.files import whole_file
+from qlip.files import save_tensors, whole_file
 from qlip.model.qlip import QLIP
 
 POSITIONS = ("cls", "patches", "both")
@@ -78,10 +77,10 @@ def train_probe(
     )
     steps = math.ceil(len(features) / config.batch_size)
     step = 0
-    for _ in range(config.warmup_epochs + config.epochs):
+    for _ in range(config.epochs):
         for rows in torch.randperm(len(features), generator=generator).split(config.batch_size):
             optimizer.param_groups[0]["lr"] = config.lr * factor(
-                step, config.warmup_epochs * steps, config.epochs * steps
+                step, config.warmup_epochs * steps, (config.epochs - config.warmup_epochs) * steps
             )
             loss = F.cross_entropy(probe(features[rows].to(device)), labels[rows].to(device))
             optimizer.zero_grad()
@@ -142,7 +141,9 @@ def write_cache(path: Path, about: dict[str, Any], features: Columns) -> None:
     """Keep features; those of a data set with faults are not kept, so that the faults are told each time."""
     if not features.faults:
         with whole_file(path) as unfinished:
-            save_file({**features.values, "digests": features.digests}, unfinished, {"about": json.dumps(about)})
+            save_tensors(
+                {**features.values, "digests": features.digests}, unfinished, {"about": json.dumps(about)}
+            )
 
 
 def describe(config: ProbeConfig) -> dict[str, Any]:

@@ -97,8 +97,8 @@ class ProbeConfig:
     Attributes:
         lr: of AdamW (0.9, 0.999), at its peak.
         weight_decay: of AdamW.
-        warmup_epochs: linear, from 0.
-        epochs: cosine, to 0.
+        warmup_epochs: the first of the epochs, in which the rate rises linearly from 0; then a cosine to 0.
+        epochs: all of them, with the warm-up's.
         batch_size: pictures a step.
         seed: of the order.
     """
@@ -117,6 +117,8 @@ class ProbeConfig:
         for name in ("weight_decay", "warmup_epochs", "seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}: use 0 or more")
+        if self.warmup_epochs >= self.epochs:
+            raise InputError(f"warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}")
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def gradients(
         device: where to train.
 
     Returns:
-        the JSON file; None if SIGTERM stopped it.
+        the JSON file; None if SIGTERM or Ctrl-C stopped it.
 
     Raises:
         InputError: the recipe is of stage 2 or does without one of both losses, or cannot be run.

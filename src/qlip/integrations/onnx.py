@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qlip.errors import InputError, one_line
+from qlip.errors import InputError, MissingExtra, one_line
 from qlip.integrations.parts import Agreement, Part, Run, read_export, write_export
 from qlip.model.checkpoint import load_description
 from qlip.model.qlip import QLIP, check_latents
@@ -152,7 +152,7 @@ def _present() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise InputError(f"ONNX needs the library `{error.name}`: pip install 'open-qlip[export]'") from error
+        raise MissingExtra(f"ONNX needs the library `{error.name}`: pip install 'open-qlip[export]'") from error
 
 
 def _recent(library: ModuleType) -> ModuleType:

@@ -5,16 +5,16 @@ GenEval (Ghosh et al. 2023): its `evaluation_metadata.jsonl` has an object with 
 prompts `NAME.txt`; each becomes `NAME.png`, four pictures in two rows.
 """
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from qlip.data.values import lines, read_text
+from qlip.data.values import read_text
 from qlip.errors import InputError
 from qlip.eval.batches import Track
-from qlip.files import whole_file
+from qlip.files import json_lines, whole_file
 from qlip.jobs.draw import Sheet, draw_sheets, fingerprint
+from qlip.t2i.condition import check_prompt
 from qlip.t2i.pipeline import TextToImage
 
 Layout = Literal["geneval", "dpg"]
@@ -74,8 +74,8 @@ def layout_sheets(layout: Layout, prompts: Path, out: Path, num: int, seed: int)
 
 def _geneval(prompts: Path, out: Path, seeds: tuple[int, ...]) -> list[Sheet]:
     try:
-        records = lines(read_text(prompts))
-        texts = [str(json.loads(line)["prompt"]) for line in records]
+        entries = list(json_lines(prompts))
+        texts = [check_prompt(entry["prompt"]) for _, _, entry in entries]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{prompts} is not GenEval's list of prompts ({error!r}): name its prompts/evaluation_metadata.jsonl"
@@ -83,7 +83,7 @@ def _geneval(prompts: Path, out: Path, seeds: tuple[int, ...]) -> list[Sheet]:
     if not texts:
         raise InputError(f"{prompts} holds no prompts: name GenEval's prompts/evaluation_metadata.jsonl")
     sheets = []
-    for number, (line, text) in enumerate(zip(records, texts, strict=True)):
+    for number, ((_, line, _), text) in enumerate(zip(entries, texts, strict=True)):
         folder = out / f"{number:05d}"
         with whole_file(folder / "metadata.jsonl") as unfinished:
             unfinished.write_text(line + "\n", encoding="utf-8")

@@ -32,6 +32,6 @@ def push(model: str, repo: str, private: bool = False, revision: str | None = No
         raise InputError(f"{model!r} is not here: push a folder, or a bundled tokenizer ({', '.join(bundled())})")
     load(folder)
     if not (folder / CARD).is_file():
-        raise InputError(f"{str(folder)!r} has no model card ({CARD}): `qlip publish` makes a folder with one")
+        raise InputError(f"{str(folder)!r} has no model card ({CARD}): `qlip publish` and `qlip export` write one")
     files = (CONFIG, WEIGHTS, *COMPANIONS, CARD, *PAPERS)
     return upload(folder, files, repo, private, revision, message or f"Upload {folder.resolve().name}")

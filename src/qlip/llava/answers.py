@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 
-from qlip.llava.data import IMAGE, render, with_special_tokens
+from qlip.errors import InputError
+from qlip.llava.data import render, with_image, with_special_tokens
 from qlip.model.image import ImageSource, read_image
+from qlip.model.text import check_text
 
 
 @torch.inference_mode()
@@ -30,11 +32,14 @@ def ask(
         an answer to each.
 
     Raises:
-        InputError: a picture cannot be read.
+        InputError: an image cannot be read, a question is no valid text, or their numbers differ.
     """
+    questions = [check_text(question) for question in questions]
+    if len(images) != len(questions):
+        raise InputError(f"there are {len(images)} images and {len(questions)} questions: give one for each")
     tokenizer = processor.tokenizer
     prompts = [
-        render(tokenizer, [{"role": "user", "content": f"{IMAGE}\n{question}"}], None, prompt=True)
+        render(tokenizer, [{"role": "user", "content": with_image(question)}], None, prompt=True)
         for question in questions
     ]
     inputs = processor(

@@ -10,9 +10,10 @@ with the model.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ from torch import Tensor
 from qlip.data.buckets import Size
 from qlip.data.loader import Tokenize, TrainingSet
 from qlip.data.samples import BadSample, Samples, read_picture
-from qlip.data.values import read_text
+from qlip.data.values import read_text, text_of
 from qlip.errors import InputError, one_line
 from qlip.model.image import ImageSource, read_image
 
 IMAGE = "<image>"
 IGNORED = -100  # as a label: PyTorch's and transformers' sign
 Messages = list[dict[str, str]]
+_MARK = "\ue0ff"  # for private use: no text has it
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
@@ -107,9 +109,11 @@ def as_messages(turns: Any, has_image: bool) -> Messages:
         InputError: the turns have another form, or there is no answer among them.
     """
     try:
-        messages = [{"role": _ROLES[turn["from"]], "content": str(turn["value"])} for turn in turns]
+        messages = [{"role": _ROLES[turn["from"]], "content": text_of(turn["value"]) or ""} for turn in turns]
     except (KeyError, TypeError) as error:
         raise InputError(f"a turn is not from human or gpt with a value ({error!r}): leave it out") from error
+    except InputError as error:
+        raise InputError(f"the value of a turn {error}: leave it out") from error
     while messages and messages[0]["role"] == "assistant":
         messages.pop(0)
     while messages and messages[-1]["role"] == "user":
@@ -122,9 +126,16 @@ def as_messages(turns: Any, has_image: bool) -> Messages:
         raise InputError(f"{IMAGE} in the words, and no image: name it, or leave the entry out")
     for message in messages:
         message["content"] = message["content"].replace(IMAGE, "").strip()
+        if message["role"] == "assistant" and not message["content"]:
+            raise InputError("an answer is blank: leave it out")
     if has_image:
-        messages[0]["content"] = f"{IMAGE}\n{messages[0]['content']}"
+        messages[0]["content"] = with_image(messages[0]["content"])
     return messages
+
+
+def with_image(question: str) -> str:
+    """A question about an image, which stands before it, wherever the question itself has `<image>`."""
+    return f"{IMAGE}\n{question.replace(IMAGE, '').strip()}"
 
 
 def num_image_tokens(processor: Any) -> int:
@@ -163,22 +174,16 @@ def encode(
         input_ids (S,) and labels (S,) int64, IGNORED outside of the answers.
 
     Raises:
-        InputError: the template writes a turn differently when another follows, or no answer is within max_length.
+        InputError: the template leaves an answer out, or no answer is within max_length.
     """
     tokenizer, count = processor.tokenizer, num_image_tokens(processor)
 
-    def expanded(end: int, prompt: bool = False) -> str:
-        text = render(tokenizer, messages[:end], template, prompt)
+    def write(messages: Messages, prompt: bool = False) -> str:
+        text = render(tokenizer, messages, template, prompt)
         return text.replace(processor.image_token, processor.image_token * count)
 
-    text = expanded(len(messages))
-    spans = []
-    for i, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before, after = expanded(i, prompt=True), expanded(i + 1)
-            if not (text.startswith(after) and after.startswith(before)):
-                raise InputError("the chat template does not write an answer after its prompt: give another")
-            spans.append((len(before), len(after)))
+    text = write(messages)
+    spans = [_answer(write, messages, i) for i, message in enumerate(messages) if message["role"] == "assistant"]
     encoded = tokenizer(
         text,
         add_special_tokens=with_special_tokens(tokenizer, text),
@@ -193,6 +198,30 @@ def encode(
     if (labels == IGNORED).all():
         raise InputError(f"its first {max_length} tokens hold no answer: raise max_length, or leave it out")
     return {"input_ids": input_ids, "labels": labels}
+
+
+def _answer(write: Callable[..., str], messages: Messages, i: int) -> tuple[int, int]:
+    """Where answer `i` begins and ends in the text of a conversation, with what the template writes after it.
+
+    A template may write the last answer otherwise than those before, as Qwen3's does with its thinking. So the
+    place is that in the whole conversation: what changes there when the answer is another.
+    """
+    other = [*messages[:i], {"role": "assistant", "content": _MARK}, *messages[i + 1 :]]
+    text, marked, alone = write(messages), write(other), write(other[: i + 1])
+    if _MARK not in marked or _MARK not in alone:
+        raise InputError(
+            f"the chat template leaves answer {i // 2 + 1} out: use another, or shorten the conversation"
+        )
+    prompt = write(messages[:i], prompt=True)
+    start = len(prompt) if text.startswith(prompt) else len(_beginning(text, marked))
+    rest = _beginning(text[::-1], marked[::-1])[::-1]  # from the answer's end on
+    end_mark = _beginning(rest, alone.partition(_MARK)[2])
+    return start, len(text) - len(rest) + len(end_mark)
+
+
+def _beginning(text: str, other: str) -> str:
+    """What two texts begin with."""
+    return commonprefix([text, other])  # noqa: RUF071  # of letters, as is meant here
 
 
 class Conversations(TrainingSet):

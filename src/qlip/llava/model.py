@@ -24,7 +24,7 @@ from transformers import __version__ as transformers_version
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from qlip.environment import resolve_device
-from qlip.errors import InputError, one_line
+from qlip.errors import InputError, MissingExtra, one_line
 from qlip.llava.data import IMAGE
 from qlip.model.checkpoint import load as load_qlip
 from qlip.model.image import ImageProcessor
@@ -32,7 +32,7 @@ from qlip.model.image import ImageProcessor
 try:
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 except ImportError as error:
-    raise InputError(
+    raise MissingExtra(
         f"transformers {transformers_version} has no image processor that pads for LLaVA without torchvision: "
         "pip install 'open-qlip[llava]'"
     ) from error

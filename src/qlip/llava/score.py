@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from qlip.data.values import lines, read_text
+from qlip.data.values import read_text, text_of
 from qlip.errors import InputError, one_line
+from qlip.files import json_lines
 
 Benchmark = Literal["pope", "vqa", "gqa"]
 
@@ -123,11 +124,12 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _answers(path: Path) -> dict[str, str]:
-    """By question."""
+    """By question; null is an empty answer."""
     try:
-        return {str(e["question_id"]): str(e["text"] if "text" in e else e["answer"]) for e in _entries(path)}
+        pairs = [(str(e["question_id"]), said(e["text"] if "text" in e else e["answer"])) for e in _entries(path)]
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: an answer has no {error}: each needs question_id and text or answer") from error
+    return _by_question(path, pairs)
 
 
 def _labels(benchmark: Benchmark, path: Path) -> dict[str, Any]:
@@ -136,30 +138,54 @@ def _labels(benchmark: Benchmark, path: Path) -> dict[str, Any]:
     try:
         if benchmark == "gqa":
             assert isinstance(found, Mapping)
-            return {str(key): str(entry["answer"]) for key, entry in found.items()}
+            return {str(key): said(entry["answer"]) for key, entry in found.items()}
         if benchmark == "pope":
-            return {str(entry["question_id"]): entry["label"].lower() for entry in found}
-        entries = found.get("annotations", found.get("data")) if isinstance(found, Mapping) else found
-        return {str(entry["question_id"]): [_said(one) for one in entry["answers"]] for entry in entries}
+            pairs: list[tuple[str, Any]] = [(str(e["question_id"]), e["label"].lower()) for e in found]
+        else:
+            entries = found.get("annotations", found.get("data")) if isinstance(found, Mapping) else found
+            pairs = [(str(e["question_id"]), [_person(one) for one in e["answers"]]) for e in entries]
     except (AssertionError, AttributeError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: not the labels of {benchmark} ({error!r}): name the benchmark's own file"
         ) from error
+    return _by_question(path, pairs)
 
 
-def _said(person: str | Mapping[str, str]) -> str:
-    return person if isinstance(person, str) else person["answer"]
+def said(value: Any) -> str:
+    """An answer as text: null and NaN are nothing, numbers are as they are written.
+
+    Raises:
+        InputError: it is a list, an object, or no valid text.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+        return str(value)
+    try:
+        return text_of(value) or ""
+    except InputError as error:
+        raise InputError(f"an answer {error}: fix it") from error
+
+
+def _person(answer: Any) -> str:
+    return said(answer["answer"] if isinstance(answer, Mapping) else answer)
+
+
+def _by_question(path: Path, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for question, value in pairs:
+        if question in found:
+            raise InputError(f"{path} has two entries for question {question!r}: keep one")
+        found[question] = value
+    return found
 
 
 def _entries(path: Path) -> Any:
     """JSON, or JSON lines."""
     try:
-        text = read_text(path)
         try:
-            found = json.loads(text)
+            found = json.loads(read_text(path))
             return [found] if isinstance(found, dict) and "question_id" in found else found
         except ValueError:
-            return [json.loads(line) for line in lines(text)]
+            return [entry for _, _, entry in json_lines(path)]
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read ({one_line(error)}): name a file of JSON or JSON lines"

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qlip.errors import InputError
+from qlip.errors import InputError, MissingExtra
 from qlip.llava.data import IGNORED
 from qlip.llava.model import copy_of
 from qlip.train.caching import Terms, split_batch
@@ -187,7 +187,7 @@ def _add_lora(language: nn.Module, config: LlavaTaskConfig) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise InputError("lora_rank needs the library `peft`: pip install 'open-qlip[llava]'") from error
+        raise MissingExtra("lora_rank needs the library `peft`: pip install 'open-qlip[llava]'") from error
     linear = sorted(
         {name.split(".")[-1] for name, part in language.named_modules() if isinstance(part, nn.Linear)}
     )

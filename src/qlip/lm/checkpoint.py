@@ -7,7 +7,6 @@ tokenizer beside them are not read here, and only written if they are handed ove
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
@@ -16,11 +15,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from qlip.environment import resolve_device
 from qlip.errors import InputError, one_line
+from qlip.files import save_tensors
 from qlip.lm.config import LMConfig, RopeScaling
 from qlip.lm.transformer import Transformer
 
@@ -238,8 +238,7 @@ def _write(folder: Path, config: dict[str, Any], weights: dict[str, Tensor], sha
     shards, places = _in_shards(weights, shard_bytes), {}
     for i, keys in enumerate(shards, 1):
         path = folder / (f"model-{i:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else WEIGHTS)
-        save_file({key: weights[key] for key in keys}, path, {"format": "pt"})
-        shutil.copymode(folder / CONFIG, path)  # safetensors lets nobody else read its files
+        save_tensors({key: weights[key] for key in keys}, path, {"format": "pt"})
         places.update(dict.fromkeys(keys, path.name))
     if len(shards) > 1:
         size = sum(value.nbytes for value in weights.values())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from qlip.errors import InputError
+from qlip.errors import InputError, as_integer
 from qlip.lm.transformer import Cache, Transformer
 
 
@@ -31,6 +31,7 @@ class Sampling:
     min_p: float = 0.0
 
     def __post_init__(self):
+        object.__setattr__(self, "top_k", as_integer("top_k", self.top_k))
         for name in ("guidance_scale", "temperature", "top_k"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} is {getattr(self, name)}: it must be 0 or more")
@@ -98,9 +99,11 @@ def generate(
         (B, num_tokens) int64 ids; fewer if all rows ended before. With `parts` (B, num_tokens, S).
 
     Raises:
-        InputError: the arguments do not fit each other or the model, or all is longer than the model's context.
+        InputError: the arguments do not fit each other or the model, all is longer than the model's context, or
+            the model's logits are not finite.
     """
     guided, device = sampling.guidance_scale != 1, model.device
+    num_tokens = as_integer("num_tokens", num_tokens)
     seeds = range(len(prompts)) if seeds is None else seeds
     unconditional = unconditional if guided else None
     _check(model, prompts, num_tokens, guided, seeds=seeds, unconditional=unconditional)
@@ -116,6 +119,7 @@ def generate(
     stops = torch.tensor(list(stop_ids), dtype=torch.long, device=device)
     tokens = torch.empty(len(prompts), num_tokens, count, dtype=torch.long, device=device)
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    finite = torch.ones(len(prompts), dtype=torch.bool, device=device)
     places = None if positions is None else positions.to(device)
     numbers = [None] * num_tokens if slots is None else slots.to(device)
 
@@ -134,6 +138,7 @@ def generate(
             scores = guide(logits, sampling.guidance_scale) if guided else logits
             if allowed is not None:
                 scores = scores.masked_fill(~allowed(tokens[:, :i, 0]), -torch.inf)
+            finite &= scores.amax(-1).isfinite()
             tokens[:, i, j] = sample(scores, sampling, noise[i * count + j])
         if stop_ids:
             tokens[:, i] = torch.where(ended[:, None], tokens[:, i - 1], tokens[:, i])
@@ -141,6 +146,11 @@ def generate(
             if ended.all():
                 tokens = tokens[:, : i + 1]
                 break
+    if not finite.all():  # looked at once: a look at each step would wait for the GPU
+        raise InputError(
+            f"the model's logits are not finite in {int((~finite).sum())} of {len(prompts)} rows: "
+            "use an earlier checkpoint, or load it in float32"
+        )
     return tokens[..., 0] if parts is None else tokens
 
 
@@ -159,7 +169,7 @@ def sample(logits: Tensor, sampling: Sampling, noise: Tensor) -> Tensor:
         noise: (B,) float32 in [0, 1): where in the cumulative distribution the token stands.
 
     Returns:
-        (B,) int64 ids.
+        (B,) int64 ids in [0, V), also of a row without a finite maximum, which `generate` refuses.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
@@ -169,12 +179,15 @@ def sample(logits: Tensor, sampling: Sampling, noise: Tensor) -> Tensor:
     cumulative = probabilities.double().cumsum(-1)
     # 24 bits of noise times a double stay below the sum, so that no token of probability 0 is found.
     found = torch.searchsorted(cumulative, noise.double()[:, None] * cumulative[:, -1:], right=True)[:, 0]
-    return found.to(place)
+    return found.clamp(max=logits.shape[-1] - 1).to(place)
 
 
 def restrict(logits: Tensor, sampling: Sampling) -> Tensor:
     """(B, V) logits → float32, divided by the temperature, with -inf for what top-k, top-p and min-p leave out."""
-    scores = logits.float() / sampling.temperature
+    scores = logits.float()
+    if sampling.temperature < 1e-3:  # a division by it may overflow: let the maximum be 0
+        scores = scores - scores.amax(-1, keepdim=True)
+    scores = scores / max(sampling.temperature, 1e-30)  # which has a finite inverse in float32
     if 0 < sampling.top_k < scores.shape[-1]:
         scores = scores.masked_fill(scores < scores.topk(sampling.top_k).values[:, -1:], -torch.inf)
     if sampling.top_p < 1:
@@ -213,7 +226,7 @@ def _compiled(device_type: str) -> Callable[..., Tensor]:
 
 def _noise(seed: int, count: int) -> Tensor:
     """(count,) float32, on the CPU, whose generator is the same everywhere."""
-    return torch.rand(count, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(count, generator=torch.Generator().manual_seed(as_integer("seed", seed)))
 
 
 def _left_padded(model: Transformer, prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from qlip.errors import InputError
+from qlip.errors import InputError, as_integer
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -34,6 +34,7 @@ def seeded(
     Raises:
         InputError: a number is out of its range.
     """
+    num, seed, batch_size = as_integer("num", num), as_integer("seed", seed), as_integer("batch_size", batch_size)
     if num < 1 or batch_size < 1:
         raise InputError(f"num is {num} and batch_size {batch_size}: both must be at least 1")
     if not 0 <= seed <= MAX_SEED - num:
@@ -53,6 +54,7 @@ def answered(
     Raises:
         InputError: batch_size is below 1.
     """
+    batch_size = as_integer("batch_size", batch_size)
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}: use 1 or more")
     for start in track(range(0, len(rows), batch_size)):

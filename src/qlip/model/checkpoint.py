@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,12 +15,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from qlip.environment import resolve_device
 from qlip.errors import InputError, one_line
+from qlip.files import save_tensors
 from qlip.model.config import QLIPConfig
 from qlip.model.hub import COMPANIONS, CONFIG, PICKLES, PREPROCESSOR, WEIGHTS, fetch, no_weights
 from qlip.model.image import ImageProcessor
@@ -275,7 +275,7 @@ def load_description(folder: Path, name: str = "unnamed", image_size: int | Sequ
         InputError: a file is broken, or `image_size` holds no whole patches.
     """
     config = _read_config(folder / CONFIG)
-    processor, words = _image_processor(folder, config), _text_tokenizer(folder, config)
+    processor, words = read_companions(folder, config)
     if image_size is not None:
         config = config.at_size(image_size)
         processor = processor and processor.at_size(config.size)
@@ -284,10 +284,18 @@ def load_description(folder: Path, name: str = "unnamed", image_size: int | Sequ
     return model
 
 
+def read_companions(folder: Path, config: QLIPConfig) -> tuple[ImageProcessor | None, TextTokenizer | None]:
+    """The image processor and the text vocabulary of a checkpoint's folder; None for what it lacks.
+
+    Raises:
+        InputError: a file is broken, or does not fit the configuration.
+    """
+    return _image_processor(folder, config), _text_tokenizer(folder, config)
+
+
 def _write(model: QLIP, weights: dict[str, Tensor], folder: Path) -> None:
     save_description(model, folder)
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody else read its files
+    save_tensors(weights, folder / WEIGHTS, {"format": "pt"})
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())

@@ -4,11 +4,11 @@ Every field is named as in the published files, and every default is what an abs
 that `QLIPConfig.from_dict(json)` and `config.to_dict()` need no table between them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from qlip.errors import InputError
+from qlip.errors import InputError, as_integer
 
 Grid = tuple[int, int]
 """Rows and columns of patches, which are those of tokens."""
@@ -190,10 +190,13 @@ class QLIPConfig:
         Raises:
             InputError: it is no such size.
         """
-        sides = [image_size] * 2 if type(image_size) is int else image_size
-        if not isinstance(sides, list | tuple) or [type(side) for side in sides] != [int, int]:
-            raise InputError(f"image_size is {image_size!r}: use a number of pixels, or a height and a width")
-        height, width = sides
+        try:
+            sides = image_size if isinstance(image_size, Iterable) else [image_size] * 2
+            height, width = (as_integer("image_size", side) for side in sides)
+        except ValueError as error:  # also where there are more or fewer than two
+            raise InputError(
+                f"image_size is {image_size!r}: use a number of pixels, or a height and a width"
+            ) from error
         native = height == width == self.vision.image_size
         return replace(self, image_size=None if native else (height, width))
 

@@ -4,6 +4,7 @@ A source's keys are renamed to ours (docs/paper.md section 1, "From EVA-CLIP"); 
 or the context is resized; what the source does not have stays as it is. The report says which is which.
 """
 
+import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from qlip.errors import InputError, one_line
 from qlip.model.checkpoint import DERIVED
-from qlip.model.hub import PICKLES, conversion
+from qlip.model.config import TextConfig
+from qlip.model.hub import CONFIG, PICKLES, conversion
 from qlip.model.layers import resize_positions
 from qlip.model.qlip import QLIP
 
@@ -105,7 +107,8 @@ def init_from(model: QLIP, path: str | os.PathLike[str], source: Source) -> Init
     embedding that it had. Text positions beyond the model's context are left out. "clip-text" leaves
     `logit_scale` alone: it belongs to the picture tower that is not loaded. What no tensor tells must be
     right in the model's config: number of heads, activation (OpenAI's CLIP has "quick_gelu"), eps, rotary
-    positions, `eos_token_id` (EVA-CLIP pools at the largest id, which is 2 in a config).
+    positions, `eos_token_id` (EVA-CLIP pools at the largest id, which is 2 in a config). Of "clip-text" the
+    first three are compared with the `config.json` beside the weights, if there is one.
 
     Args:
         model: it is changed in place.
@@ -120,14 +123,16 @@ def init_from(model: QLIP, path: str | os.PathLike[str], source: Source) -> Init
         Which keys were loaded, resized, left fresh, and which of the source's were unused.
 
     Raises:
-        InputError: the file cannot be read or is not in that layout, or its model has another width or
-            depth. The model is then unchanged.
+        InputError: the file cannot be read or is not in that layout, or its model has another width, depth or
+            configuration. The model is then unchanged.
     """
     if source not in _ANCHORS:
         raise InputError(f"source is {source!r}: use one of {', '.join(get_args(Source))}")
     path = _find_file(Path(path))
     tensors = _read(path)
     _check_layout(path, tensors, source)
+    if source == "clip-text":
+        _check_config(path.parent / CONFIG, model.config.text)
     sources = {name: (key, tensor) for key in tensors for name, tensor in _rename(key, tensors[key], source)}
     parameters = dict(model.named_parameters())
     values, resized = {}, []
@@ -198,6 +203,29 @@ def _check_layout(path: Path, keys: Collection[str], source: str) -> None:
         f"{str(path)!r} is not in the layout {source!r}, it has {min(keys, default='nothing')!r} and the like "
         f"but no {_ANCHORS[source]!r}: {remedy}"
     )
+
+
+def _check_config(path: Path, ours: TextConfig) -> None:
+    """Whether the model computes with CLIP's text weights what CLIP does: no tensor tells its activation."""
+    if not path.is_file():
+        return
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        theirs = values.get("text_config", values)
+        found = {name: theirs[name] for name in ("num_attention_heads", "layer_norm_eps") if name in theirs}
+        found["hidden_act"] = theirs.get("hidden_act", "quick_gelu")  # transformers' default
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise InputError(
+            f"{str(path)!r} is not CLIP's configuration ({one_line(error)}): fetch it again"
+        ) from error
+    for name, value in found.items():
+        if value != getattr(ours, name):
+            option = f"--model.text.{name.replace('_', '-')} {value}"
+            raise InputError(
+                f"{str(path)!r}: CLIP's text encoder has {name} {value!r}, this model's has "
+                f"{getattr(ours, name)!r}, "
+                f"and would compute other embeddings: pass {option}"
+            )
 
 
 def _check_blocks(path: Path, sources: Collection[str], parameters: Mapping[str, Tensor]) -> None:

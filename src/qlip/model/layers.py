@@ -65,11 +65,13 @@ class Rotary(nn.Module):
             table.copy_(values)
 
     def _apply(self, fn, recurse=True):
-        """Let the tables follow to a device, but stay float32 when the model is cast, as when it is loaded so."""
-        tables = self.cos, self.sin
+        """Compute the tables again where the module goes.
+
+        So they stay float32 when the model is cast, and have their values after `to_empty`, which only makes room:
+        no checkpoint would fill them.
+        """
         super()._apply(fn, recurse)
-        if self.cos.dtype != torch.float32:
-            self.cos, self.sin = (table.to(self.cos.device) for table in tables)
+        self.cos, self.sin = (table.to(self.cos.device) for table in self._compute())
         return self
 
     @property

@@ -190,6 +190,10 @@ class QLIP(nn.Module):
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(T, S) ids → text_embeds (T, P), unit vectors."""
         context = self.config.text.max_position_embeddings
+        if not isinstance(input_ids, Tensor):
+            raise InputError(
+                f"input_ids are a {type(input_ids).__name__}, not a tensor: pass model.text_tokenizer(texts)[0]"
+            )
         if input_ids.ndim != 2:
             raise InputError(f"input_ids are {tuple(input_ids.shape)}, not (T, S): a row for each text")
         if input_ids.shape[1] > context:
@@ -213,6 +217,11 @@ class QLIP(nn.Module):
             InputError: the shape is another, or H or W is no multiple of the patch size.
         """
         vision = self.config.vision
+        if not isinstance(pixel_values, Tensor):
+            raise InputError(
+                f"pixel_values are a {type(pixel_values).__name__}, not a tensor: "
+                "pass model.image_processor(images)"
+            )
         if pixel_values.ndim != 4 or pixel_values.shape[1] != vision.num_channels:
             raise InputError(
                 f"pixel_values are {tuple(pixel_values.shape)}, this model takes (B, {vision.num_channels}, H, W)"
@@ -330,6 +339,10 @@ class QLIP(nn.Module):
         Returns:
             (num_labels, P) unit vectors.
         """
+        if isinstance(templates, (list, tuple)) and (other := [t for t in templates if not isinstance(t, str)]):
+            raise InputError(
+                f"a template is a {type(other[0]).__name__}: pass strings with {{}} where the word goes"
+            )
         labels, templates = as_texts(labels, "labels"), as_texts(templates, "templates")
         if missing := [t for t in templates if "{}" not in t]:
             raise InputError(f"template {missing[0]!r} has no {{}}: put it where the word goes")

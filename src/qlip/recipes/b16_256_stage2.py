@@ -19,6 +19,8 @@ an H100 or H200 by count (docs/paper-scale.md), not measured; seven tenths of it
 Expect, from the paper, not measured by us: rFID 3.21, PSNR 23.16 dB, SSIM .6286 on ImageNet-1k's validation set.
 """
 
+from dataclasses import replace
+
 from qlip.recipes.b16_256 import RECIPE as STAGE1
 from qlip.recipes.stage2 import Stage2Recipe
 from qlip.train.stage2 import Stage2Config
@@ -40,7 +42,7 @@ RECIPE = Stage2Recipe(
         discriminator_lr=1e-4,
         ema=0.999,
     ),
-    fit=STAGE1.fit,
+    fit=replace(STAGE1.fit, best="perceptual"),
     batch_size=16_384,
     micro_batch_size=64,
     compile=True,

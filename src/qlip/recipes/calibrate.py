@@ -30,7 +30,7 @@ def calibrate(recipe: Recipe, out: Path, resume: bool = False) -> float | None:
         resume: go on where it was interrupted.
 
     Returns:
-        α_r/α_a, which `calibration.json` holds for `--balance calibrated`; None if SIGTERM stopped it.
+        α_r/α_a, which `calibration.json` holds for `--balance calibrated`; None if SIGTERM or Ctrl-C stopped it.
 
     Raises:
         InputError: the recipe is of stage 2, or cannot be run.

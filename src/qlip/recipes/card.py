@@ -16,6 +16,8 @@ from qlip.errors import InputError
 from qlip.eval.batches import Track
 from qlip.eval.reconstruction import reconstruction
 from qlip.eval.zero_shot import zero_shot
+from qlip.files import whole_file
+from qlip.jobs.push import CARD
 from qlip.model.checkpoint import BUNDLED, bundled, load, save
 from qlip.model.qlip import QLIP
 from qlip.train.log import read_log
@@ -155,15 +157,56 @@ def _card(
     notes: str,
 ) -> str:
     """The model card, Markdown."""
-    config = model.config
-    height, width = config.size
-    num_bytes = config.num_tokens * config.num_bits // 8
     rows = [
         f"| {label} | {form.format(measured['results'][key])} |"
         for key, (label, form) in _ROWS.items()
         if key in measured["results"]
     ]
     lines = [
+        *_description(model, license),
+        "## Held-out numbers",
+        "",
+        f"On all {measured['num_samples']:,} samples of {', '.join(Path(p).name for p in val)}, from the "
+        "weights in this folder in float32 (`results.json` has every digit, the hardware and the versions).",
+        "",
+        "| | |",
+        "| --- | --- |",
+        *rows,
+        "",
+        "Zero-shot: each class by its first name in every training template, the embeddings averaged.",
+        "",
+        *(line for stage in stages for line in _training(stage)),
+    ]
+    if notes:
+        lines += ["## Data, licence, limits", "", notes.strip(), ""]
+    return "\n".join(lines)
+
+
+def write_plain_card(model: QLIP, out: Path) -> None:
+    """Describe a tokenizer whose numbers nobody has measured; a card that is there stays.
+
+    Args:
+        model: what is in the folder.
+        out: the folder, whose name the card has.
+
+    Raises:
+        InputError: the card cannot be written.
+    """
+    if (out / CARD).exists():
+        return
+    name, model.name = model.name, out.resolve().name
+    text = "\n".join([*_description(model, "other"), f"Exported from {name}. Its numbers are not measured.", ""])
+    model.name = name
+    with whole_file(out / CARD) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+def _description(model: QLIP, license: str) -> list[str]:
+    """How a card begins: what the tokenizer is, and how to load it."""
+    config = model.config
+    height, width = config.size
+    num_bytes = config.num_tokens * config.num_bits // 8
+    return [
         "---",
         f"license: {license}",
         "library_name: open-qlip",
@@ -185,22 +228,7 @@ def _card(
         'probabilities = model.classify("photo.jpg", ["dog", "tabby cat"])',
         "```",
         "",
-        "## Held-out numbers",
-        "",
-        f"On all {measured['num_samples']:,} samples of {', '.join(Path(p).name for p in val)}, from the "
-        "weights in this folder in float32 (`results.json` has every digit, the hardware and the versions).",
-        "",
-        "| | |",
-        "| --- | --- |",
-        *rows,
-        "",
-        "Zero-shot: each class by its first name in every training template, the embeddings averaged.",
-        "",
-        *(line for stage in stages for line in _training(stage)),
     ]
-    if notes:
-        lines += ["## Data, licence, limits", "", notes.strip(), ""]
-    return "\n".join(lines)
 
 
 def _training(stage: _Stage) -> list[str]:

@@ -8,6 +8,8 @@ from qlip.errors import InputError
 from qlip.integrations.parts import Agreement
 from qlip.model.checkpoint import load, load_description
 from qlip.model.qlip import QLIP
+from qlip.recipes.card import write_plain_card
+from qlip.recipes.record import kept_best
 from qlip.train.checkpoint import best_checkpoint, checkpoint_step, latest_checkpoint, read_tensors
 from qlip.um3 import checkpoint as um3
 from qlip.um3.model import PUBLISHED
@@ -18,7 +20,7 @@ Format = Literal["qlip", "transformers", "onnx", "torch-export"]
 def open_tokenizer(
     name: str,
     which: Literal["latest", "best"] = "latest",
-    best: str = "psnr",
+    best: str | None = None,
     revision: str | None = None,
     image_size: int | Sequence[int] | None = None,
 ) -> tuple[QLIP, int | None]:
@@ -27,7 +29,7 @@ def open_tokenizer(
     Args:
         name: folder of a run, of any number of processes, or what `qlip.load` takes.
         which: of a run the "latest" checkpoint, or the "best" by the number `best` of the evaluations.
-        best: name of that number.
+        best: name of that number; None: the one whose best checkpoint the run keeps.
         revision: of a Hugging Face repository.
         image_size: side, or height and width, of the pictures to work on; None: the tokenizer's own.
 
@@ -44,7 +46,11 @@ def open_tokenizer(
         return load(name, revision=revision, image_size=image_size), None
     if revision is not None:
         raise InputError(f"revision={revision!r}: {name!r} is no Hugging Face repository, leave it out")
-    checkpoint = latest_checkpoint(run) if which == "latest" else best_checkpoint(run, best)
+    if which == "best":
+        best = best or kept_best(run)
+        checkpoint = best_checkpoint(run, best)
+    else:
+        checkpoint = latest_checkpoint(run)
     if checkpoint is None:
         raise InputError(f"{run} has no checkpoint" + (f" with an evaluation of {best!r}" * (which == "best")))
     model = load_description(run / "description", run.resolve().name, image_size)
@@ -73,10 +79,12 @@ def export(model: QLIP, out: Path, format: Format = "qlip") -> Agreement | None:
     match format:  # each one's libraries come in with it
         case "qlip":
             model.save(out)
+            write_plain_card(model, out)
         case "transformers":
             from qlip.integrations.transformers import export as export_for_transformers
 
             export_for_transformers(model, out)
+            write_plain_card(model, out)
         case "onnx":
             from qlip.integrations import onnx
 

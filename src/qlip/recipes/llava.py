@@ -19,14 +19,14 @@ from typing import Annotated, Any, Literal, cast
 import torch
 import tyro
 
-from qlip.data.journal import SKIPPED, Journal
+from qlip.data.journal import Journal
 from qlip.data.loader import batches
 from qlip.data.samples import Joined
 from qlip.errors import InputError
 from qlip.llava.data import PLAIN_TEMPLATE, ConversationFile, Conversations, num_image_tokens
 from qlip.llava.model import FeatureSource, build, load
 from qlip.llava.task import LlavaTask, LlavaTaskConfig
-from qlip.recipes.record import read_recipe, settle, write_record
+from qlip.recipes.record import identity, read_recipe, settle, write_record
 from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank, world_size
 from qlip.train.fit import FitConfig, fit, start_checkpoint
 from qlip.train.nonfinite import for_json, replay
@@ -168,7 +168,7 @@ def run(recipe: LlavaRecipe, out: Path, resume: bool = False) -> bool:
         resume: go on where an interrupted run stopped.
 
     Returns:
-        Whether it came to its end; if not, SIGTERM stopped it, and `resume` goes on.
+        Whether it came to its end; if not, SIGTERM or Ctrl-C stopped it, and `resume` goes on.
 
     Raises:
         InputError: the recipe cannot be run: missing data or models, a folder that holds another run.
@@ -187,7 +187,9 @@ def run(recipe: LlavaRecipe, out: Path, resume: bool = False) -> bool:
 
         on_all_ranks(lambda: next(stream(0, None)))  # data that cannot be used fails before anything is written
         num_samples = len(cast(Joined, dataset.samples))
-        on_first_rank(partial(_record, recipe, num_samples, out, resumed))
+        models = [str(name) for name in (recipe.start, recipe.vision, recipe.llm) if name]
+        content = identity([*recipe.data.train, *models])
+        on_first_rank(partial(write_record, recipe, STAGE, num_samples, out, content))
         logger.info("training on %s conversations", f"{num_samples:,}")
         outcome = fit(task, stream, recipe.fit, out, (), resume, recipe.seed, device)
         finished = outcome.step == recipe.fit.steps
@@ -233,12 +235,6 @@ def _prepare(recipe: LlavaRecipe, device: torch.device) -> tuple[LlavaTask, Conv
     template = PLAIN_TEMPLATE if recipe.data.template == "plain" else None
     dataset = Conversations(samples, processor, template, recipe.data.max_length, recipe.seed)
     return LlavaTask(model.to(device), recipe.task, recipe, recipe.batch_size), dataset
-
-
-def _record(recipe: LlavaRecipe, num_samples: int, out: Path, resumed: bool) -> None:
-    write_record(recipe, STAGE, num_samples, out)
-    if not resumed:
-        (out / SKIPPED).unlink(missing_ok=True)
 
 
 def _save(model: Any, processor: Any, folder: Path) -> None:

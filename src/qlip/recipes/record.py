@@ -1,8 +1,9 @@
 """What a run says of itself: `recipe.json`, its recipe and when it was started and resumed."""
 
+import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from qlip.data.journal import SKIPPED
 from qlip.environment import environment
 from qlip.errors import InputError
 from qlip.files import whole_file
@@ -23,6 +25,38 @@ R = TypeVar("R", bound=ComputeConfig)
 logger = logging.getLogger("qlip")
 _MAY_CHANGE_DATA = {"data.num_workers", "data.max_skipped_share", "data.shuffle_buffer", "data.cache"}
 _MAY_CHANGE = {"fit", *_MAY_CHANGE_DATA, *ComputeConfig.__dataclass_fields__}
+
+
+# Fields that name data and models. They may name other places where `identity` finds the same content.
+_MAY_MOVE = {
+    *(
+        f"data.{name}"
+        for name in ("tokens", "text", "train", "images", "features", "classes", "val_tokens", "val_text")
+    ),
+    *("base", "start", "vision", "llm", "tokenizer"),
+}
+_SAMPLED_BYTES = 1 << 16  # at each end of a file
+
+
+def identity(names: Iterable[str | Path]) -> str:
+    """A digest of what some names stand for, wherever that lies and whatever it is called.
+
+    Of each file its size and the bytes at both ends count, of a folder its files in order; a name that is neither,
+    such as a hub id, counts itself.
+    """
+    digest = hashlib.sha256()
+    for name in names:
+        path = Path(name)
+        if not path.exists():
+            digest.update(f"name {name}\n".encode(errors="surrogateescape"))
+        for file in sorted(path.rglob("[!.]*")) if path.is_dir() else [path]:
+            if file.is_file():
+                size = file.stat().st_size
+                with file.open("rb") as contents:
+                    digest.update(f"file {size}\n".encode() + contents.read(_SAMPLED_BYTES))
+                    contents.seek(max(0, size - _SAMPLED_BYTES))
+                    digest.update(contents.read(_SAMPLED_BYTES))
+    return digest.hexdigest()[:32]
 
 
 def read_recipe(path: str | Path, kinds: Mapping[int | str, type]) -> Any:
@@ -53,6 +87,17 @@ def check_steps(out: Path, steps: int) -> None:
         raise InputError(f"{out} holds a run of {found} steps, not {steps}: name another --out")
 
 
+def kept_best(out: Path) -> str:
+    """The evaluation's number whose best checkpoint a run keeps.
+
+    Raises:
+        InputError: it keeps none, or the folder holds no run.
+    """
+    if best := _read_record(out / "recipe.json")["recipe"].get("fit", {}).get("best"):
+        return best
+    raise InputError(f"{out} keeps no best checkpoint: name a number of its evaluations with --best")
+
+
 def is_record(path: str | Path, stage: int | str) -> bool:
     """Whether it is the `recipe.json` of a run of this stage."""
     try:
@@ -80,16 +125,20 @@ def settle(recipe: R, device: torch.device, out: Path | None) -> R:
     return settled(replace(recipe, device=device.type), device)
 
 
-def write_record(recipe: Any, stage: int | str, num_samples: int | None, out: Path) -> None:
+def write_record(
+    recipe: Any, stage: int | str, num_samples: int | None, out: Path, content: str | None = None
+) -> None:
     """Write `recipe.json`: the recipe, and a segment for the start and for each time that the run was resumed.
 
-    A resumed run must be of the same recipe, but for how long and how often, and how it is computed.
+    A resumed run must be of the same recipe, but for how long and how often, and how it is computed. Where the run
+    knows the content of what it is made of, that may have moved.
 
     Args:
         recipe: a frozen dataclass with `fit` and `device`.
         stage: which kind of recipe it is, for who reads it back.
         num_samples: of the training data; None: nobody has counted them.
         out: the run's folder.
+        content: `identity` of its data and the models that it begins with; None: nobody has looked.
 
     Raises:
         InputError: the folder holds another run, or cannot be written.
@@ -101,34 +150,45 @@ def write_record(recipe: Any, stage: int | str, num_samples: int | None, out: Pa
         segments, before = record["segments"], record["recipe"]
         with suppress(InputError):  # fields that are newer than the record had the values of their defaults
             before = to_plain(from_plain(type(recipe), before))
-        if name := _change(before, plain):
+        known = content is not None and record["content"] is not None
+        if known and record["content"] != content:
+            raise InputError(
+                f"{out} holds a run on other data or models than these: give it its own, or another --out"
+            )
+        if name := _change(before, plain, _MAY_CHANGE | _MAY_MOVE if known else _MAY_CHANGE):
             raise InputError(f"{out} holds a run with another {name!r}: resume with its recipe.json as RECIPE")
         if record["num_samples"] != num_samples:
             was = record["num_samples"]
             raise InputError(f"{out} holds a run on {was} samples, now there are {num_samples}: give it its data")
+    else:
+        (out / SKIPPED).unlink(missing_ok=True)  # of a run that never saved
     first_step = checkpoint_step(checkpoint) + 1 if checkpoint else 1
     segment = {"first_step": first_step, "world_size": world_size(), "fit": plain["fit"]}
     segments.append(segment | {"environment": environment(recipe.device)})
     with whole_file(path) as unfinished:
-        record = {"stage": stage, "num_samples": num_samples, "recipe": plain, "segments": segments}
+        record = {"stage": stage, "num_samples": num_samples, "content": content}
+        record |= {"recipe": plain, "segments": segments}
         unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return {name: record[name] for name in ("recipe", "segments", "num_samples")}
+        found = {name: record[name] for name in ("recipe", "segments", "num_samples")}
+        return found | {"content": record.get("content")}  # older records have none
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: not the record of a run ({error}): put it back, or choose another --out"
         ) from error
 
 
-def _change(was: Any, now: Any, name: str = "") -> str | None:
+def _change(was: Any, now: Any, may_change: set[str], name: str = "") -> str | None:
     """The dotted name of the first field that differs and may not."""
-    if name in _MAY_CHANGE or was == now:
+    if name in may_change or was == now:
         return None
     if not (isinstance(was, dict) and isinstance(now, dict)):
         return name
-    changes = (_change(was.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in {**was, **now})
+    changes = (
+        _change(was.get(key), now.get(key), may_change, f"{name}.{key}".lstrip(".")) for key in {**was, **now}
+    )
     return next(filter(None, changes), None)

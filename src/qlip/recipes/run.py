@@ -17,7 +17,7 @@ from PIL import Image
 from qlip.data.augment import random_resized_crop
 from qlip.data.buckets import Buckets
 from qlip.data.captions import TEMPLATES, Captioner, read_class_names
-from qlip.data.journal import SKIPPED, Journal
+from qlip.data.journal import Journal
 from qlip.data.loader import TrainingSet, batches
 from qlip.data.samples import Fault, Samples, evenly, readable
 from qlip.data.sources import open_samples
@@ -189,7 +189,7 @@ def run(recipe: TrainRecipe, out: Path, resume: bool = False) -> bool:
         resume: go on where an interrupted run stopped.
 
     Returns:
-        Whether it came to its end; if not, SIGTERM stopped it, and `resume` goes on.
+        Whether it came to its end; if not, SIGTERM or Ctrl-C stopped it, and `resume` goes on.
 
     Raises:
         InputError: the recipe cannot be run: missing data, no class names, no such device, a folder that holds
@@ -330,7 +330,6 @@ def _record(recipe: TrainRecipe, model: QLIP, num_samples: int | None, out: Path
     resumed = latest_checkpoint(out) is not None
     write_record(recipe, recipe.stage, num_samples, out)
     if not resumed:
-        (out / SKIPPED).unlink(missing_ok=True)
         try:
             save_description(model, out / "description")
         except Exception as error:  # `tokenizers` raises plain Exception

@@ -4,8 +4,8 @@ r"""Text to image at the paper's size and at a tiny one, and what runs them (doc
     qlip train t2i-tiny --tokens tokens --val-tokens held-out --out runs/t2i
     torchrun --nproc-per-node 8 -m qlip.cli train t2i-xl --tokens tokens --features features/* --out runs/xl
 
-`t2i-xl` is LlamaGen's GPT-XL on 2 × 14 bits a token. The paper does not say how long it trains: 195,000 steps are
-an epoch of LlamaGen's 50 M pictures. The hours have not been measured.
+`t2i-xl` is LlamaGen's GPT-XL on 2 × 14 bits a token. The paper trains on 15 M images (its Table 1) and does not
+say how often it passes over them: 58,600 steps are one pass. The hours have not been measured.
 
 `t2i-tiny` predicts a token's four sub-tokens of 7 bits in a chain, from one position of the transformer:
 docs/results/t2i-bits.md compares. In bfloat16 it takes 6.5 MB.
@@ -22,10 +22,11 @@ import torch
 import tyro
 
 from qlip.data.captions import class_sentences
+from qlip.data.journal import Journal
 from qlip.data.token_dataset import TokenDataset
 from qlip.errors import InputError
 from qlip.jobs.of_tokens import load_tokenizer, tokenizer_name
-from qlip.recipes.record import is_record, read_recipe, settle, write_record
+from qlip.recipes.record import identity, is_record, read_recipe, settle, write_record
 from qlip.t2i.checkpoint import save
 from qlip.t2i.condition import OWN, FeatureFiles, TextReader, open_reader
 from qlip.t2i.config import CLASSES, SIZES, Embedding, Head, Size, T2IConfig
@@ -58,6 +59,7 @@ class T2IDataConfig:
         cache: a folder where tokens are kept as they are read fastest; see `qlip.data.TokenDataset`.
         max_val: pictures of `val_tokens`, evenly spread over it, that an evaluation looks at.
         num_workers: processes that read tokens, for each training process.
+        max_skipped_share: of the rows that may be skipped because they have no usable caption or label.
     """
 
     tokens: tuple[Path, ...] = ()
@@ -67,10 +69,13 @@ class T2IDataConfig:
     cache: Path | None = None
     max_val: int = 1000
     num_workers: int = 0
+    max_skipped_share: float = 0.01
 
     def __post_init__(self):
         if self.max_val < 1 or self.num_workers < 0:
             raise InputError("max_val must be at least 1, and num_workers 0 or more")
+        if not 0 <= self.max_skipped_share < 1:
+            raise InputError(f"max_skipped_share is {self.max_skipped_share}: it must be a share in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -121,9 +126,7 @@ class T2IRecipe(ComputeConfig):
 RECIPES = {
     "t2i-xl": T2IRecipe(
         data=T2IDataConfig(num_workers=4),
-        fit=FitConfig(
-            steps=195_000, warmup_steps=2000, log_every=100, eval_every=5000, save_every=5000, best=None
-        ),
+        fit=FitConfig(steps=58_600, warmup_steps=2000, log_every=100, eval_every=5000, save_every=5000, best=None),
         recompute=True,
     ),
     "t2i-tiny": T2IRecipe(
@@ -172,7 +175,7 @@ def run(recipe: T2IRecipe, out: Path, resume: bool = False) -> bool:
         resume: go on where an interrupted run stopped.
 
     Returns:
-        Whether it came to its end; if not, SIGTERM stopped it, and `resume` goes on.
+        Whether it came to its end; if not, SIGTERM or Ctrl-C stopped it, and `resume` goes on.
 
     Raises:
         InputError: the recipe cannot be run: missing data or encoder, other ids, a folder that holds another run.
@@ -182,12 +185,18 @@ def run(recipe: T2IRecipe, out: Path, resume: bool = False) -> bool:
         sentences, dataset, reader, task = _prepare(recipe, device)
         evaluators = on_all_ranks(partial(_evaluators, recipe, dataset, reader, sentences))
 
-        def stream(start_step: int) -> Generator[dict[str, Any], None, None]:
-            order = recipe.batch_size, recipe.seed, start_step, rank(), world_size(), recipe.data.num_workers
-            yield from training_batches(dataset, reader, recipe.condition_dropout, *order, sentences)
+        def journal(notes: Path | None) -> Journal:
+            return Journal(dataset, recipe.data.max_skipped_share, notes, rank(), world_size())  # type: ignore[arg-type]
 
-        on_all_ranks(lambda: next(stream(0)))  # data that cannot be used fails before anything is written
-        on_first_rank(partial(write_record, recipe, STAGE, len(dataset), out))
+        def stream(start_step: int, notes: Path | None = out) -> Generator[dict[str, Any], None, None]:
+            order = recipe.batch_size, recipe.seed, start_step, rank(), world_size(), recipe.data.num_workers
+            yield from training_batches(
+                dataset, reader, recipe.condition_dropout, *order, sentences, recipe.num_classes, journal(notes)
+            )
+
+        on_all_ranks(lambda: next(stream(0, None)))  # data that cannot be used fails before anything is written
+        content = identity([*recipe.data.tokens, *filter(None, [recipe.data.classes])])
+        on_first_rank(partial(write_record, recipe, STAGE, len(dataset), out, content))
         logger.info("training on %s pictures", f"{len(dataset):,}")
         outcome = fit(task, stream, recipe.fit, out, evaluators, resume, recipe.seed, device)
         finished = outcome.step == recipe.fit.steps

@@ -26,6 +26,6 @@ RECIPE = Stage2Recipe(
         discriminator_width=256,
         ema=0.98,
     ),
-    fit=FitConfig(steps=300, warmup_steps=30, eval_every=60, save_every=60),
+    fit=FitConfig(steps=300, warmup_steps=30, eval_every=60, save_every=60, best="perceptual"),
     batch_size=32,
 )

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from qlip.data.captions import Captioner, read_class_names
+from qlip.data.journal import Journal
 from qlip.data.samples import evenly
 from qlip.data.token_file import TokenFiles
 from qlip.errors import InputError
@@ -29,7 +30,7 @@ from qlip.jobs.of_tokens import tokenizer_name
 from qlip.lm.checkpoint import load as load_lm
 from qlip.lm.checkpoint import read_config
 from qlip.model.hub import fetch
-from qlip.recipes.record import is_record, read_recipe, settle, write_record
+from qlip.recipes.record import identity, is_record, read_recipe, settle, write_record
 from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank, world_size
 from qlip.train.fit import Evaluator, FitConfig, fit, start_checkpoint
 from qlip.train.nonfinite import for_json, replay
@@ -65,6 +66,7 @@ class UM3DataConfig:
         cache: a folder where text and tokens are kept as they are read fastest.
         max_val: pictures and documents, evenly spread, that an evaluation looks at.
         num_workers: processes that make batches, for each training process.
+        max_skipped_share: of the images that may be skipped because they have no usable caption.
     """
 
     tokens: tuple[Path, ...] = ()
@@ -76,10 +78,13 @@ class UM3DataConfig:
     cache: Path | None = None
     max_val: int = 1000
     num_workers: int = 0
+    max_skipped_share: float = 0.01
 
     def __post_init__(self):
         if self.max_val < 1 or self.num_workers < 0:
             raise InputError("max_val must be at least 1, and num_workers 0 or more")
+        if not 0 <= self.max_skipped_share < 1:
+            raise InputError(f"max_skipped_share is {self.max_skipped_share}: it must be a share in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -180,7 +185,7 @@ def run(recipe: UM3Recipe, out: Path, resume: bool = False) -> bool:
         resume: go on where an interrupted run stopped.
 
     Returns:
-        Whether it came to its end; if not, SIGTERM stopped it, and `resume` goes on.
+        Whether it came to its end; if not, SIGTERM or Ctrl-C stopped it, and `resume` goes on.
 
     Raises:
         InputError: the recipe cannot be run: missing data or base, other ids, a mix of what is not there, a folder
@@ -191,12 +196,16 @@ def run(recipe: UM3Recipe, out: Path, resume: bool = False) -> bool:
         config, tokenizer, batches, task = _prepare(recipe, device)
         evaluators = on_all_ranks(partial(_evaluators, recipe, config, tokenizer))
 
-        def stream(start_step: int) -> Generator[dict[str, Any], None, None]:
-            yield from training_batches(batches, start_step, recipe.data.num_workers)
+        def stream(start_step: int, notes: Path | None = out) -> Generator[dict[str, Any], None, None]:
+            pictures: Any = batches.sources.pictures or ()
+            journal = Journal(pictures, recipe.data.max_skipped_share, notes, rank(), world_size())
+            yield from training_batches(batches, start_step, recipe.data.num_workers, journal)
 
-        on_all_ranks(lambda: next(training_batches(batches)))  # what cannot be used fails before it writes
+        on_all_ranks(lambda: next(stream(0, None)))  # what cannot be used fails before it writes
         num_documents, num_pictures = len(batches.sources.text or ()), len(batches.sources.pictures or ())
-        on_first_rank(partial(write_record, recipe, STAGE, num_documents + num_pictures, out))
+        classes = [recipe.data.classes] if recipe.data.classes else []
+        named: list[str | Path] = [recipe.base, *recipe.data.tokens, *recipe.data.text, *classes]
+        on_first_rank(partial(write_record, recipe, STAGE, num_documents + num_pictures, out, identity(named)))
         logger.info("training on %s documents and %s pictures", f"{num_documents:,}", f"{num_pictures:,}")
         outcome = fit(task, stream, recipe.fit, out, evaluators, resume, recipe.seed, device)
         finished = outcome.step == recipe.fit.steps

@@ -2,17 +2,17 @@
 
 import json
 import os
-import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from qlip.environment import resolve_device
 from qlip.errors import InputError, one_line
+from qlip.files import save_tensors
 from qlip.lm.config import LMConfig, RopeScaling
 from qlip.model.checkpoint import BUNDLED
 from qlip.t2i.config import T2IConfig
@@ -42,8 +42,7 @@ def save(model: T2I, folder: str | os.PathLike[str], *, dtype: torch.dtype | Non
         with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as beside:
             text, tensors = Path(beside) / CONFIG, Path(beside) / WEIGHTS
             text.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            save_file(weights, tensors, {"format": "pt"})
-            shutil.copymode(text, tensors)  # safetensors lets nobody else read its files
+            save_tensors(weights, tensors, {"format": "pt"})
             for file in (tensors, text):
                 file.replace(folder / file.name)
     except (OSError, SafetensorError) as error:

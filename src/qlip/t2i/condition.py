@@ -8,17 +8,17 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from qlip.errors import InputError, one_line
-from qlip.files import whole_file
+from qlip.files import save_tensors, whole_file
 from qlip.model.qlip import QLIP
+from qlip.model.text import check_text
 
 OWN = "qlip"  # the condition that is the tokenizer's text tower
 BATCH_SIZE = 32
@@ -136,7 +136,7 @@ def write_features(
     ends = torch.tensor([len(row) for row in rows]).cumsum(0)
     about = {"reader": reader.name, "num_text_tokens": str(reader.num_text_tokens)}
     with whole_file(Path(path)) as unfinished:
-        save_file({"features": features, "ends": ends, "hashes": torch.tensor(hashes)}, unfinished, about)
+        save_tensors({"features": features, "ends": ends, "hashes": torch.tensor(hashes)}, unfinished, about)
     return len(hashes)
 
 
@@ -158,6 +158,11 @@ class FeatureFiles:
     def __call__(self, texts: Sequence[str], whole: bool = False) -> list[Tensor]:
         """See `TextReader`; what was cut was cut before."""
         return [self._find(text) for text in texts]
+
+    def holds(self, text: str) -> bool:
+        """Whether a file has the features of a text."""
+        number = _hash(text)
+        return any(file.find(number) is not None for file in self._files)
 
     def _find(self, text: str) -> Tensor:
         number = _hash(text)
@@ -188,14 +193,15 @@ class _FeatureFile:
         return self._features[int(self._ends[place - 1]) if place else 0 : int(self._ends[place])].float()
 
 
-def check_prompt(text: str) -> None:
-    """Whether a person has asked for anything.
+def check_prompt(text: Any) -> str:
+    """The prompt, if it asks for anything.
 
     Raises:
-        InputError: the prompt is empty.
+        InputError: it is empty, no string or no valid Unicode.
     """
-    if not text.strip():
+    if not check_text(text).strip():
         raise InputError("a prompt is empty: say what should be in the picture")
+    return text
 
 
 def check_length(text: str, length: int, most: int) -> None:
@@ -210,4 +216,4 @@ def check_length(text: str, length: int, most: int) -> None:
 
 
 def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    return int.from_bytes(hashlib.blake2b(check_text(text).encode(), digest_size=8).digest(), "big") >> 1

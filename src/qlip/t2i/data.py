@@ -1,14 +1,17 @@
 """Token files as a text-to-image model trains on them: sub-tokens, and what each picture is made after."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from qlip.data.samples import evenly
-from qlip.data.token_dataset import TokenDataset
+from qlip.data.journal import Journal
+from qlip.data.loader import MOST_IN_A_ROW
+from qlip.data.samples import BadSample, Fault, evenly
+from qlip.data.token_dataset import TokenDataset, words_of
 from qlip.errors import InputError
 from qlip.t2i.condition import FeatureFiles, TextReader
 from qlip.t2i.config import T2IConfig
@@ -44,14 +47,8 @@ def check_held_out(
         InputError: a picture has no words or no label below `num_classes`, or words that no feature file has.
     """
     rows = dataset.__getitems__(evenly(len(dataset), max_pictures))
-    for i, key in enumerate(rows["key"]):
-        if reader is None:
-            if not 0 <= (label := _given(rows["label"][i], key)) < num_classes:
-                raise InputError(f"{key} has label {label}: the model is to know 0 to {num_classes - 1}")
-            continue
-        caption = _caption(rows, i, 0, sentences)
-        if isinstance(reader, FeatureFiles):  # who reads words reads any
-            reader([caption])
+    for i in range(len(rows["key"])):
+        _check(rows, i, reader, sentences, num_classes)
 
 
 def training_batches(
@@ -65,19 +62,27 @@ def training_batches(
     world_size: int = 1,
     num_workers: int = 0,
     sentences: Sentences = (),
+    num_classes: int | None = None,
+    journal: Journal | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Endless batches, or this rank's share of them; what is drawn depends on (seed, step) alone.
+
+    A row that cannot be used is replaced by another, drawn from (seed, step) as well, and noted in the journal;
+    without one the first such row is an error.
 
     Yields:
         what `T2I.forward` takes, and `keys`.
 
     Raises:
-        InputError: a picture has no words or label.
+        InputError: too many rows have no words or label that the model can be conditioned on.
     """
+    journal = journal or Journal(dataset)  # type: ignore[arg-type]  # its length is all that counts
     share = batch_size // world_size
     own = slice(rank * share, (rank + 1) * share)
     batches = dataset.batches(batch_size, seed, start_step, rank, world_size, num_workers)
     for step, rows in enumerate(batches, start_step):
+        check = partial(_check, reader=reader, sentences=sentences, num_classes=num_classes)
+        journal.skip(_replace(dataset, rows, check, (seed, step, rank)))
         drawn = np.random.default_rng((seed, step)).random((2, batch_size))[:, own]
         yield batch_of(rows, reader, drawn[0], sentences) | {"dropped": torch.from_numpy(drawn[1] < dropout)}
 
@@ -98,11 +103,10 @@ def batch_of(
     """
     choice = np.zeros(len(rows["key"])) if choice is None else choice
     if reader is None:
-        conditions = [
-            torch.tensor(_given(label, key)) for label, key in zip(rows["label"], rows["key"], strict=True)
-        ]
+        conditions = [torch.tensor(_label(rows, i)) for i in range(len(choice))]
     else:
-        conditions = reader([_caption(rows, i, at, sentences) for i, at in enumerate(choice)])
+        captions = [_captions(rows, i, sentences) for i in range(len(choice))]
+        conditions = reader([some[int(at * len(some))] for some, at in zip(captions, choice, strict=True)])
     condition, lengths = pad_left(conditions)
     return {
         "condition": condition,
@@ -153,19 +157,63 @@ def held_out(
     return results
 
 
-def _caption(rows: dict[str, Any], i: int, choice: float, sentences: Sentences) -> str:
-    row = {name: rows[name][i] for name in ("captions", "caption", "label") if name in rows}
-    several = row.get("captions") or [row.get("caption") or None]
-    if several == [None] and sentences and (label := row.get("label")) is not None:
-        if not 0 <= label < len(sentences):
+def _replace(
+    dataset: TokenDataset,
+    rows: dict[str, Any],
+    check: Callable[[dict[str, Any], int], None],
+    seed: tuple[int, ...],
+) -> list[Fault]:
+    """Put others into the places of rows that cannot be used; what was wrong with these."""
+    faults: list[Fault] = []
+    for i in range(len(rows["key"])):
+        rng = None
+        for _ in range(MOST_IN_A_ROW):
+            try:
+                check(rows, i)
+                break
+            except BadSample as error:
+                faults.append(Fault(error.key, error.reason))
+            rng = rng or np.random.default_rng((*seed, i))
+            for name, value in dataset[int(rng.integers(len(dataset)))].items():
+                rows[name][i] = value
+        else:
             raise InputError(
-                f"{rows['key'][i]}: label {label} has no name: give a file of {label + 1} class names"
+                f"{faults[-1].key}: {faults[-1].reason}; and so it is with {MOST_IN_A_ROW} rows in a row"
             )
+    return faults
+
+
+def _check(rows: dict[str, Any], i: int, reader: Reader, sentences: Sentences, num_classes: int | None) -> None:
+    """Whether row `i` has what the model is conditioned on.
+
+    Raises:
+        BadSample: it has not.
+    """
+    if reader is None:
+        label = _label(rows, i)
+        if label < 0 or (num_classes is not None and label >= num_classes):
+            raise BadSample(rows["key"][i], f"label {label} is no class of the model, which has {num_classes}")
+        return
+    for text in _captions(rows, i, sentences):
+        if isinstance(reader, FeatureFiles) and not reader.holds(text):  # who reads words reads any
+            raise BadSample(rows["key"][i], f"no feature file holds its caption {text!r:.60}: `qlip features`")
+
+
+def _captions(rows: dict[str, Any], i: int, sentences: Sentences) -> Sequence[str]:
+    """What may be said of row `i`, at least one text."""
+    words = words_of({name: rows[name][i] for name in ("key", "captions", "caption", "label") if name in rows})
+    several = words.get("captions") or ([words["caption"]] if "caption" in words else [])
+    if not several and sentences and (label := words.get("label")) is not None:
+        if not 0 <= label < len(sentences):
+            raise BadSample(rows["key"][i], f"label {label} has no name: give a file of {label + 1} class names")
         several = sentences[label]
-    return _given(several[int(choice * len(several))], rows["key"][i])
+    if not several:
+        raise BadSample(rows["key"][i], "it has no words: leave it out when you tokenize")
+    return several
 
 
-def _given(value: Any, key: str) -> Any:
-    if value is None or value == "":
-        raise InputError(f"{key} has no words or label: leave it out when you tokenize")
-    return value
+def _label(rows: dict[str, Any], i: int) -> int:
+    words = words_of({"key": rows["key"][i], "label": rows["label"][i]})
+    if "label" not in words:
+        raise BadSample(rows["key"][i], "it has no label: leave it out when you tokenize")
+    return words["label"]

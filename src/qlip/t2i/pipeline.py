@@ -4,14 +4,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from qlip.environment import resolve_device
-from qlip.errors import InputError
+from qlip.errors import InputError, as_integer
 from qlip.lm.generate import Sampling
 from qlip.lm.seeded import answered, check_guidance, seeded
 from qlip.model.checkpoint import load_for
@@ -100,7 +100,8 @@ class TextToImage:
             InputError: a prompt is empty or longer than the model reads, or a setting is out of its range.
         """
         sampling = _sampling(cfg, temperature, top_k, top_p)
-        conditions = self.read([prompts] if isinstance(prompts, str | int) else list(prompts))
+        several = isinstance(prompts, Iterable) and not isinstance(prompts, str)
+        conditions = self.read(list(cast(Iterable, prompts)) if several else [cast(str | int, prompts)])
         return seeded(conditions, partial(self._draw, sampling), num, seed, batch_size, track)
 
     def draw_rows(
@@ -141,21 +142,20 @@ class TextToImage:
         """Prompts as `T2I.generate` takes them; without `whole`, long ones cut to what the model reads.
 
         Raises:
-            InputError: there are none, one is empty or too long, or is no label where the model knows labels.
+            InputError: there are none, one is empty, too long or no valid text, or no label where the model knows
+                labels.
         """
         if not prompts:
             raise InputError("there are no prompts: give at least one")
         if self.reader is None:
             return [self._label(prompt) for prompt in prompts]
-        texts = [str(prompt) for prompt in prompts]
-        for text in texts:
-            check_prompt(text)
+        texts = [check_prompt(prompt) for prompt in prompts]
         return [self.reader([text], whole=whole)[0] for text in texts]  # alone: so company rounds nothing
 
     def _label(self, prompt: str | int) -> Tensor:
         most = self.model.config.num_classes
         try:
-            label = int(prompt)
+            label = int(prompt) if isinstance(prompt, str) else as_integer("label", prompt)
         except ValueError:
             label = -1
         if not 0 <= label < most:

@@ -4,20 +4,40 @@ Of `qlip.t2i` the one file that imports it.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qlip.environment import resolve_device
-from qlip.errors import InputError, one_line
+from qlip.errors import InputError, MissingExtra, one_line
+from qlip.model.text import check_text
 from qlip.t2i.condition import check_length
 
 try:
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
 except ImportError as error:
-    raise InputError(
+    raise MissingExtra(
         "an encoder as condition needs the library `transformers`: pip install 'open-qlip[transformers]'"
     ) from error
+
+
+def context_length(tokenizer: Any, model: nn.Module, config: Any) -> int:
+    """The most tokens of a text that a model of `transformers` reads.
+
+    Args:
+        tokenizer: the model's. Its `model_max_length` is a huge number where its files do not say.
+        model: has a table of positions, or none, as T5 has not.
+        config: of its text encoder.
+    """
+    limits = [tokenizer.model_max_length]
+    if count := getattr(config, "max_position_embeddings", None):
+        limits.append(count)
+    for name, table in model.named_modules():
+        # RoBERTa and its kin number positions from after the padding id.
+        if isinstance(table, nn.Embedding) and "position" in name and table.num_embeddings == count:
+            limits.append(count if table.padding_idx is None else count - table.padding_idx - 1)
+    return min(limits)
 
 
 class TransformersReader:
@@ -44,16 +64,17 @@ class TransformersReader:
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise InputError(f"condition {name!r} is no encoder of transformers ({one_line(error)})") from error
         self.model = model.to(resolve_device(device)).eval()
-        self.num_text_tokens = min(num_text_tokens, self.tokenizer.model_max_length)
+        self.num_text_tokens = min(num_text_tokens, context_length(self.tokenizer, model, config))
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str], whole: bool = False) -> list[Tensor]:
         """See `qlip.t2i.condition.TextReader`."""
+        texts = [check_text(text) for text in texts]
         if whole:
             for text in texts:
                 check_length(text, len(self.tokenizer(text)["input_ids"]), self.num_text_tokens)
         read = self.tokenizer(
-            list(texts),
+            texts,
             padding=True,
             truncation=True,
             max_length=self.num_text_tokens,

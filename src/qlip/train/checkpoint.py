@@ -23,14 +23,15 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.tensor import DTensor
 
 from qlip.errors import InputError, SharedError, one_line
+from qlip.files import checksum, save_tensors
 from qlip.train.distributed import any_rank, gather_rows, on_all_ranks, rank, world_size
+from qlip.train.measures import measure
 
 Shapes = dict[str, tuple[list[int], torch.dtype]]
 
@@ -47,7 +48,7 @@ class Checkpoints:
         Args:
             out: the run's folder, which all processes share.
             keep: how many checkpoints are kept, the latest.
-            best: the evaluation's number whose best checkpoint is kept besides, higher being better.
+            best: the evaluation's number whose best checkpoint is kept besides; see `qlip.train.measures`.
 
         Raises:
             InputError: the folder cannot be written, or is not the same one on all ranks.
@@ -61,7 +62,7 @@ class Checkpoints:
         if rank() == 0:
             self._sweep()
         leader = best_checkpoint(out, best) if best else None
-        self._record = _info(leader)["results"][best] if leader else -math.inf
+        self._record = _info(leader)["results"][best] if leader else math.nan
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -71,8 +72,10 @@ class Checkpoints:
             self.wait()
 
     def is_best(self, results: dict[str, float] | None) -> bool:
-        """Whether an evaluation's number is higher than every checkpoint's; on the ranks that know the results."""
-        return self.best is not None and (results or {}).get(self.best, -math.inf) > self._record
+        """Whether an evaluation's number is better than every checkpoint's; on the ranks that know the results."""
+        if self.best is None or not results:
+            return False
+        return measure(self.best).is_better(results.get(self.best, math.nan), self._record)
 
     def save(self, state: dict[str, Tensor], step: int, results: dict[str, float] | None = None) -> None:
         """Begin a checkpoint: `state` is copied before this returns, the writing goes on behind.
@@ -138,10 +141,10 @@ class Checkpoints:
                 f"rank {rank()} does not see rank 0's {self.folder}: --out must be one for all of them"
             )
 
-    def _complete(self, unfinished: Path, info: dict[str, Any]) -> None:
+    def _complete(self, unfinished: Path, info: dict[str, Any], checksums: dict[str, str]) -> None:
         """On rank 0, when all ranks' files are on the disk: the name, and room for the next one."""
         path = unfinished / "checkpoint.json"
-        path.write_text(json.dumps(info), encoding="utf-8")
+        path.write_text(json.dumps(info | {"checksums": checksums}), encoding="utf-8")
         _flush(path)
         _flush(unfinished)
         final = self.folder / f"step-{info['step']:07d}"
@@ -172,14 +175,15 @@ def latest_checkpoint(out: Path) -> Path | None:
 
 
 def best_checkpoint(out: Path, name: str) -> Path | None:
-    """The complete checkpoint with the highest evaluation number `name`, the earliest of equals; None without one.
+    """The complete checkpoint with the best evaluation number `name`, the earliest of equals; None without one.
 
     Raises:
         InputError: a checkpoint is damaged.
     """
     scores = {path: _info(path)["results"].get(name, math.nan) for path in _checkpoints(out)}
     found = [path for path, score in scores.items() if not math.isnan(score)]
-    return max(found, key=scores.__getitem__, default=None)
+    choose = min if measure(name).lower_is_better else max
+    return choose(found, key=scores.__getitem__, default=None)
 
 
 def checkpoint_step(path: Path) -> int:
@@ -203,6 +207,7 @@ def load_checkpoint(path: Path, state: dict[str, Tensor]) -> int:
     steps = gather_rows(torch.tensor([checkpoint_step(path)]))
     if (steps != steps[0]).any():
         raise InputError(f"the ranks see checkpoints of steps {steps.tolist()}: --out must be one for all of them")
+    on_all_ranks(partial(_verify, path, rank(), world_size()))
     on_all_ranks(partial(_compare, path, state))
     on_all_ranks(partial(_read, path, state))
     return checkpoint_step(path)
@@ -222,6 +227,7 @@ def read_tensors(path: Path, prefix: str | tuple[str, ...]) -> dict[str, Tensor]
     if not saved:
         raise InputError(f"{path} has no tensors whose names begin with {prefix!r}")
     tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in saved.items()}
+    _verify(path)
     _read(path, tensors)
     return tensors
 
@@ -233,7 +239,7 @@ class _Writer(dcp.FileSystemWriter):
     fails is told by value: an exception that cannot be pickled would leave the other ranks waiting for it.
     """
 
-    def __init__(self, folder: Path, complete: Callable[[], None]):
+    def __init__(self, folder: Path, complete: Callable[[dict[str, str]], None]):
         super().__init__(folder)
         self._complete = complete
 
@@ -247,26 +253,29 @@ class _Writer(dcp.FileSystemWriter):
         return plan
 
     def write_data(self, plan: dcp.SavePlan, planner: dcp.SavePlanner) -> torch.futures.Future:
-        """Write this rank's file; hand on why not, if so."""
+        """Write this rank's file; hand on its name and checksum, or why it could not be written."""
         tensors = {item.index.fqn: cast(Tensor, planner.resolve_data(item)) for item in plan.items}
         offsets = {item.index.fqn: {"saved_offsets": list(item.index.offset or ())} for item in plan.items}
-        path, failures = Path(self.path) / f"rank-{rank():05d}.safetensors", []
+        path = Path(self.path) / f"rank-{rank():05d}.safetensors"
+        written: list[tuple[str | None, str]] = []
         try:
             path.parent.mkdir(exist_ok=True)
-            save_file(tensors, path, {"format": "pt", "DCP_SHARDING_INFO": json.dumps(offsets)})
+            save_tensors(tensors, path, {"format": "pt", "DCP_SHARDING_INFO": json.dumps(offsets)})
             _flush(path)
+            written = [(path.name, checksum(path))]
         except (OSError, SafetensorError) as error:
-            failures = [one_line(error)]
+            written = [(None, one_line(error))]
         done: torch.futures.Future = torch.futures.Future()
-        done.set_result(failures)
+        done.set_result(written)
         return done
 
     def finish(self, metadata: dcp.Metadata, results: list) -> None:
         """On rank 0 after all have written: complete it, or gather why not; every rank is sent the metadata."""
-        metadata.storage_data = [why for failures in results for why in failures]
+        written = [entry for of_rank in results for entry in of_rank]
+        metadata.storage_data = [why for name, why in written if name is None]
         try:
             if not metadata.storage_data:
-                self._complete()
+                self._complete(dict(written))
         except (OSError, InputError) as error:
             metadata.storage_data = [one_line(error)]
 
@@ -298,6 +307,17 @@ def _open(path: Path) -> Shapes:
     return {name: (shape, saved[name].properties.dtype) for name, shape in shapes.items()}
 
 
+def _verify(path: Path, rank: int = 0, world_size: int = 1) -> None:
+    """Compare a rank's share of a checkpoint's files with their checksums, which older checkpoints lack."""
+    for name, found in sorted(_info(path)["checksums"].items())[rank::world_size]:
+        try:
+            whole = checksum(path / name) == found
+        except OSError as error:
+            raise _damaged(path, error) from error
+        if not whole:
+            raise _damaged(path, ValueError(f"{name} is not what was written"))
+
+
 def _read(path: Path, tensors: dict[str, Tensor]) -> None:
     """Fill them in place, each rank for itself."""
     _silence()
@@ -317,7 +337,8 @@ def _damaged(path: Path, error: BaseException) -> InputError:
 def _info(path: Path) -> dict[str, Any]:
     try:
         info = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
-        return {name: info[name] for name in ("step", "results", "world_size", "shapes")}
+        found = {name: info[name] for name in ("step", "results", "world_size", "shapes")}
+        return found | {"checksums": info.get("checksums", {})}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -47,8 +48,8 @@ class FitConfig:
         eval_every: steps between evaluations, with pictures.
         save_every: steps between checkpoints.
         keep: how many checkpoints are kept, the latest.
-        best: the evaluation's number whose best checkpoint is kept besides, higher being better; it is saved when
-            it is reached. None: no such.
+        best: the evaluation's number whose best checkpoint is kept besides; it is saved when it is reached, and
+            which way is better `qlip.train.measures` says. None: no such.
         skip_nonfinite: how many steps with a loss that is not finite are passed over before the run stops.
         log_to: where the log goes besides `log.jsonl`: "tensorboard", "wandb".
     """
@@ -78,7 +79,7 @@ class Outcome:
     """Where a run stands when `fit` returns.
 
     Attributes:
-        step: the last one done; less than the config's if SIGTERM came.
+        step: the last one done; less than the config's if SIGTERM or Ctrl-C came.
         results: the last evaluation's numbers, on the first process.
     """
 
@@ -99,7 +100,7 @@ def fit(
 ) -> Outcome:
     """Train. All processes call it; the first one logs and evaluates.
 
-    SIGTERM ends it after the step at hand, with a checkpoint.
+    SIGTERM and Ctrl-C end it after the step at hand, with a checkpoint; a second Ctrl-C ends it at once.
 
     Args:
         task: what to train.
@@ -129,8 +130,8 @@ def fit(
     opened = open_log(
         out, start, config.steps, device=device, flops_per_image=flops_per_image, log_to=config.log_to
     )
-    with _on_sigterm() as stop, checkpoints, ExitStack() as stack:
-        stack.enter_context(closing(stream))  # its workers outlive SIGTERM and would hold a failed run at its exit
+    with _on_stop() as stop, checkpoints, ExitStack() as stack:
+        stack.enter_context(closing(stream))  # its workers outlive signals and would hold a failed run at its exit
         log = on_all_ranks(partial(stack.enter_context, opened))
         for step in range(start + 1, config.steps + 1):
             last, results = step == config.steps, None
@@ -148,6 +149,8 @@ def fit(
                 if rank() == 0:
                     logger.warning("step %d is not finite and was passed over", step)
             log.count(len(batch["keys"]) * world_size())
+            if step == start + 1:
+                log.show(step, mean_over_ranks(values))
             if last or step % config.log_every == 0 or "skipped" in values:
                 line = mean_over_ranks(values) | learning_rates(task.optimizers)
                 on_all_ranks(partial(log.write, step, line))
@@ -220,7 +223,12 @@ def learning_rates(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, flo
 
 
 def cosine_factor(step: int, config: FitConfig) -> float:
-    """Share of the peak learning rate at a step (1 to steps): linear warm-up, then cosine to zero."""
+    """Share of the peak learning rate at a step (1 to steps): linear warm-up, then cosine to zero.
+
+    A run of a single step has the peak, or it would learn nothing.
+    """
+    if config.steps == 1:
+        return 1.0
     if step <= config.warmup_steps:
         return step / config.warmup_steps
     progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
@@ -234,14 +242,24 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 @contextmanager
-def _on_sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets; only the main thread may listen."""
+def _on_stop() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set; only the main thread may listen."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: event.set())
+
+    def stop(number: int, frame: object) -> None:
+        event.set()
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # the next one ends the process, whatever it is doing
+            if rank() == 0:  # by the file's number: the interrupted code may be writing to the stream
+                show_cursor = b"\x1b[?25h" if os.isatty(2) else b""
+                os.write(2, show_cursor + b"\nsaving after this step; Ctrl-C again stops at once\n")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield event
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -88,6 +88,13 @@ class Log:
             self._send(step, numbers | self._speed())
             self._restart()
 
+    def show(self, step: int, values: Values) -> None:
+        """Show values to who is watching, without a line in the log: those of a run's first step."""
+        if self._sinks:
+            numbers = _numbers(values)
+            for sink in self._sinks:
+                sink.show(step, numbers)
+
     def results(self, step: int, values: Values) -> None:
         """Add a line about an evaluation; names get the prefix "eval/"."""
         if self._sinks and values:

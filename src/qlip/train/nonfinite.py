@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from qlip.errors import InputError, SharedError, one_line
+from qlip.files import save_tensors
 from qlip.train.checkpoint import Checkpoints, latest_checkpoint, load_checkpoint
 from qlip.train.distributed import barrier, on_all_ranks, rank, seed_step, world_size
 from qlip.train.task import Batch, NonFinite, Task
@@ -34,7 +35,7 @@ def dump(out: Path, task: Task, batch: Batch, step: int, error: NonFinite) -> In
         with Checkpoints(folder, keep=1) as checkpoints:
             checkpoints.save(task.state_dict(), step)
         tensors = {name: value.contiguous() for name, value in batch.items() if isinstance(value, Tensor)}
-        save_file(tensors, folder / f"batch-{rank()}.safetensors")
+        save_tensors(tensors, folder / f"batch-{rank()}.safetensors")
         report = {
             "step": step,
             "world_size": world_size(),

@@ -8,15 +8,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qlip.errors import InputError
+from qlip.errors import MissingExtra
 from qlip.files import whole_file
 from qlip.train.log import read_log
+from qlip.train.measures import MEASURES, Measure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Points = Sequence[tuple[int, float]]
+
+CODE_USE = ("bit_entropy", "distinct_tokens")  # of training they have panels
+
+
+def _title(found: Measure) -> str:
+    return f"{found.title} ({found.unit})" if found.unit else found.title
+
 
 PANELS: dict[str, tuple[str, ...]] = {
     "loss": ("loss",),
@@ -31,9 +39,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "gradient norm": ("grad_norm", "grad_norm/*"),
     "learning rate": ("lr", "lr/*"),
     "weight of reconstruction": ("reconstruction_weight",),
-    "held-out PSNR (dB)": ("eval/psnr",),
-    "held-out perceptual": ("eval/perceptual",),
-    "held-out top-1": ("eval/top1",),
+    **{f"held-out {_title(found)}": (f"eval/{name}",) for name, found in MEASURES.items() if name not in CODE_USE},
     "images a second": ("images_per_s",),
 }
 """Title of a panel → patterns of the log's names that it shows."""
@@ -51,7 +57,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise InputError("training draws its curves with matplotlib: pip install 'open-qlip[train]'") from error
+        raise MissingExtra("training draws its curves with matplotlib: pip install 'open-qlip[train]'") from error
 
 
 def plot_log(log: Path, out: Path) -> None:

@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from qlip.train.measures import measure
 from qlip.train.trackers import Sink
 
 PLAIN_EVERY_S, DRAW_EVERY_S = 30, 1  # drawing takes 13 ms
@@ -68,8 +69,20 @@ class Terminal(Sink):
         self._step += 1
         if not self._marks:  # not before the first step is over, which may compile for minutes
             self._marks.append((time.monotonic(), self._step))
-        if self._live and time.monotonic() - self._drawn >= DRAW_EVERY_S:
+        if self._live:
+            if time.monotonic() - self._drawn >= DRAW_EVERY_S:
+                self._draw()
+        elif self._latest and time.monotonic() - self._shown > PLAIN_EVERY_S:  # the log's lines are far apart
+            self._print(self._latest)
+
+    def show(self, step: int, values: dict[str, float]) -> None:
+        """Show the first step's values as soon as they are there."""
+        self._step = step
+        self._latest |= values
+        if self._live:
             self._draw()
+        else:
+            self._print(values)
 
     def write(self, step: int, entry: dict[str, float]) -> None:
         """Show the values."""
@@ -84,7 +97,7 @@ class Terminal(Sink):
             if self._live:
                 self._draw()
             else:
-                self._console.print(self.line(entry), soft_wrap=True, highlight=False, markup=False)
+                self._print(entry)
 
     def close(self, failed: bool) -> None:
         """Leave the panel as it is."""
@@ -95,7 +108,7 @@ class Terminal(Sink):
         """An entry as a line of plain text."""
         words = [f"step {self._step:,}/{self._total:,}"]
         if _is_evaluation(entry):
-            words += [f"{name[5:]} {_number(name, value)}" for name, value in entry.items() if name != "step"]
+            words += [f"{name[5:]} {_with_unit(name, value)}" for name, value in entry.items() if name != "step"]
         else:
             names = ("loss", "images_per_s", "mfu")
             words += [f"{name} {_number(name, entry[name])}" for name in names if name in entry]
@@ -107,7 +120,7 @@ class Terminal(Sink):
         width = min(self._console.width, PANEL_WIDTH)
         rate = self._latest.get("images_per_s")
         elapsed = timedelta(seconds=int(time.monotonic() - self._begin))
-        times = [f"{elapsed} elapsed", f"{self._left()} left"]
+        times = [f"{elapsed} elapsed", f"{self._left()} left" if self._marks else "the first step is under way"]
         times += [f"{_number('images_per_s', rate)} images/s"] if rate else []
         bar = Table.grid(expand=True, padding=(0, 1, 0, 0))
         bar.add_column(ratio=1)
@@ -127,7 +140,7 @@ class Terminal(Sink):
         cells = []
         for name, (best, step) in self._best.items():
             value = self._latest[name]
-            cell = Text.assemble((f"{name[5:]} ", "cyan"), _number(name, value))
+            cell = Text.assemble((f"{name[5:]} ", "cyan"), _with_unit(name, value))
             if value != best:
                 cell.append(f" (best {_number(name, best)} at {step:,})", style="dim")
             cells.append(cell)
@@ -138,8 +151,7 @@ class Terminal(Sink):
         for name, value in entry.items():
             if name.startswith("eval/") and math.isfinite(value):
                 self._evaluated = step
-                sign = -1 if _is_less_better(name) else 1
-                if name not in self._best or sign * value > sign * self._best[name][0]:
+                if name not in self._best or measure(name[5:]).is_better(value, self._best[name][0]):
                     self._best[name] = value, step
 
     def _left(self) -> str:
@@ -148,6 +160,11 @@ class Terminal(Sink):
             return "-:--:--"
         (since, first), (until, last) = self._marks[0], self._marks[-1]
         return str(timedelta(seconds=int((until - since) / (last - first) * (self._total - self._step))))
+
+    def _print(self, entry: dict[str, float]) -> None:
+        """Print a line where nobody watches; it is not wrapped, so that a file can be searched."""
+        self._shown = time.monotonic()
+        self._console.print(self.line(entry), soft_wrap=True, highlight=False, markup=False)
 
     def _draw(self) -> None:
         self._drawn = time.monotonic()
@@ -165,8 +182,9 @@ def _is_evaluation(entry: dict[str, float]) -> bool:
     return any(name.startswith("eval/") for name in entry)
 
 
-def _is_less_better(name: str) -> bool:
-    return any(word in name for word in ("loss", "mse", "lpips", "fid", "eval/fd", "eval/rfd"))
+def _with_unit(name: str, value: float) -> str:
+    """A number of an evaluation."""
+    return f"{_number(name, value)} {measure(name[5:]).unit}".rstrip()
 
 
 def _groups(values: dict[str, float]) -> dict[str, dict[str, float]]:

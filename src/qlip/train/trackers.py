@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from qlip.errors import InputError, one_line
+from qlip.errors import InputError, MissingExtra, one_line
 
 Tracker = Literal["tensorboard", "wandb"]
 
@@ -26,6 +26,9 @@ class Sink:
 
     def image(self, step: int, name: str, image: Image.Image) -> None:
         """Take a picture."""
+
+    def show(self, step: int, values: dict[str, float]) -> None:
+        """Show values that are not kept."""
 
     def count(self) -> None:
         """Hear that a step is done."""
@@ -46,7 +49,7 @@ def require(trackers: Sequence[Tracker]) -> None:
         try:
             import_module(name)
         except ImportError as error:
-            raise InputError(f"log_to {name} needs {name}: pip install {_INSTALL[name]}") from error
+            raise MissingExtra(f"log_to {name} needs {name}: pip install {_INSTALL[name]}") from error
 
 
 def open_tracker(name: Tracker, out: Path, start_step: int) -> Sink:

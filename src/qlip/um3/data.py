@@ -11,7 +11,9 @@ import torch
 from torch.utils.data import Dataset
 
 from qlip.data.delivery import FromWorkers
-from qlip.data.workers import outlive_sigterm
+from qlip.data.journal import Journal
+from qlip.data.samples import Fault
+from qlip.data.workers import outlive_signals
 from qlip.errors import InputError
 from qlip.um3.config import FRAME, UM3Config
 from qlip.um3.layout import image_to_text, text_to_image
@@ -93,10 +95,12 @@ class Batches(Dataset):
 
         Returns:
             `input_ids` and `document_ids` (B/W, T+1) int64, 0 being no document; `num_tokens` (B/W, 3) int64, how
-            many tokens are of each of `KINDS`; `keys`, a word for each row on what is in it.
+            many tokens are of each of `KINDS`; `keys`, a word for each row on what is in it; `faults`, images that
+            could not be used.
         """
+        faults: list[Fault] = []
         try:
-            rows = [self._row(plan) for plan in self.plan.rows(step)[self.own]]
+            rows = [self._row(plan, faults) for plan in self.plan.rows(step)[self.own]]
         except InputError as error:
             return error  # raised in a worker, it would come back as a traceback of many lines
         input_ids, document_ids, num_tokens, keys = zip(*rows, strict=True)
@@ -105,10 +109,11 @@ class Batches(Dataset):
             "document_ids": torch.from_numpy(np.stack(document_ids)),
             "num_tokens": torch.tensor(num_tokens),
             "keys": list(keys),
+            "faults": faults,
         }
 
-    def _row(self, plan: RowPlan) -> tuple[np.ndarray, np.ndarray, list[int], str]:
-        documents, num_tokens, keys = self._pictures(plan), [0] * len(KINDS), []
+    def _row(self, plan: RowPlan, faults: list[Fault]) -> tuple[np.ndarray, np.ndarray, list[int], str]:
+        documents, num_tokens, keys = self._pictures(plan, faults), [0] * len(KINDS), []
         for key, kind, document in documents:
             num_tokens[kind] += len(document)
             keys.append(key)
@@ -119,13 +124,13 @@ class Batches(Dataset):
             keys.append(f"text at {plan.text_start}")
         return *pack(pieces, self.plan.row_length), num_tokens, " + ".join(keys)
 
-    def _pictures(self, plan: RowPlan) -> list[tuple[str, int, list[int]]]:
+    def _pictures(self, plan: RowPlan, faults: list[Fault]) -> list[tuple[str, int, list[int]]]:
         """Key, kind and ids of each picture of a row."""
         if not plan.pictures or (source := self.sources.pictures) is None:
             return []
         places = [divmod(number, len(source)) for number in plan.pictures]
         indices = [int(_permutation(len(source), self.seed, epoch)[place]) for epoch, place in places]
-        found = source.read(indices, [(self.seed, number) for number in plan.pictures])
+        found = source.read(indices, [(self.seed, number) for number in plan.pictures], faults)
         documents = []
         for (key, tokens, caption), drawn in zip(found, plan.drawn, strict=True):
             if drawn:
@@ -135,15 +140,21 @@ class Batches(Dataset):
         return documents
 
 
-def training_batches(batches: Batches, start_step: int = 0, num_workers: int = 0) -> Iterator[dict[str, Any]]:
+def training_batches(
+    batches: Batches, start_step: int = 0, num_workers: int = 0, journal: Journal | None = None
+) -> Iterator[dict[str, Any]]:
     """Endless batches from a step on, counted from 0; see `Batches`.
 
+    Without a journal, which notes what is skipped, the first image that cannot be used is an error.
+
     Raises:
-        InputError: a picture has no words, or data cannot be read.
+        InputError: too many images have no words, or data cannot be read.
     """
-    for batch in FromWorkers(batches, num_workers, count(start_step), worker_init_fn=outlive_sigterm):
+    journal = journal or Journal(batches.sources.pictures or ())  # type: ignore[arg-type]  # its length is what counts
+    for batch in FromWorkers(batches, num_workers, count(start_step), worker_init_fn=outlive_signals):
         if isinstance(batch, InputError):
             raise batch
+        journal.skip(batch.pop("faults"))
         yield batch
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from qlip.environment import resolve_device
-from qlip.errors import InputError
+from qlip.errors import InputError, as_integer
 from qlip.lm.generate import GREEDY, Sampling
 from qlip.lm.seeded import answered, check_guidance, seeded
 from qlip.model.checkpoint import load_for
@@ -23,6 +24,7 @@ from qlip.um3.checkpoint import check_words, find, load, open_tokenizer
 from qlip.um3.model import PUBLISHED, UM3
 
 DEFAULT = "um3-tiny"
+_BYTE = "<0x{:02X}>"  # how a vocabulary with byte fallback, such as Llama's, names its bytes
 NO_CAPTION = "say what should be in the picture"
 
 
@@ -73,6 +75,8 @@ class UnifiedModel:
 
     def __init__(self, model: UM3, tokenizer: QLIP, words: Tokenizer):
         self.model, self.tokenizer, self.words = model, tokenizer, words
+        ids = {words.token_to_id(_BYTE.format(byte)): byte for byte in range(256)}
+        self._bytes = {i: byte for i, byte in ids.items() if i is not None}  # empty for a byte-level vocabulary
 
     def caption(
         self,
@@ -232,8 +236,20 @@ class UnifiedModel:
         return [self.words.encode(text, add_special_tokens=False).ids for text in given]
 
     def _read(self, ids: list[int]) -> str:
-        """Ids to text."""
-        return self.words.decode(ids)
+        """Ids to text, without bytes that make no whole character.
+
+        Otherwise the decoder would give a replacement sign for each byte beside them too, also of characters that
+        are whole.
+        """
+        kept: list[int] = []
+        ids_of = {byte: i for i, byte in self._bytes.items()}
+        for is_byte, run in groupby(ids, self._bytes.__contains__):
+            if is_byte:
+                whole = bytes(self._bytes[i] for i in run).decode(errors="ignore").encode()
+                kept += (ids_of[byte] for byte in whole)
+            else:
+                kept += run
+        return self.words.decode(kept)
 
 
 def _sampling(cfg: float, temperature: float, top_k: int, top_p: float) -> Sampling:
@@ -242,5 +258,5 @@ def _sampling(cfg: float, temperature: float, top_k: int, top_p: float) -> Sampl
 
 
 def _check_tokens(max_tokens: int) -> None:
-    if max_tokens < 1:
+    if as_integer("max_tokens", max_tokens) < 1:
         raise InputError(f"max_tokens is {max_tokens}: it must be at least 1")

@@ -14,9 +14,8 @@ is a file, mapped into memory, and the next run finds it there.
 """
 
 import hashlib
-import json
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate, islice
 from pathlib import Path
@@ -29,12 +28,15 @@ from torch import Tensor
 
 from qlip.data.captions import Captioner
 from qlip.data.hub import hub_texts
+from qlip.data.loader import MOST_IN_A_ROW
 from qlip.data.parquet import readable
-from qlip.data.token_dataset import TokenDataset
-from qlip.data.values import decode, read_text
+from qlip.data.samples import BadSample, Fault
+from qlip.data.token_dataset import TokenDataset, words_of
+from qlip.data.values import read_text
 from qlip.data.walk import walk
 from qlip.errors import InputError, one_line
-from qlip.files import whole_file
+from qlip.files import json_lines, whole_file
+from qlip.model.text import check_text
 from qlip.um3.config import UM3Config
 from qlip.um3.layout import text_document
 
@@ -188,25 +190,41 @@ class Pictures:
     def __len__(self) -> int:
         return self.ends[-1]
 
-    def read(self, indices: Sequence[int], draws: Sequence[Any]) -> list[tuple[str, Tensor, list[int]]]:
-        """Some pictures: of each its key, tokens (N,) and the ids of its caption.
+    def read(
+        self, indices: Sequence[int], draws: Sequence[Any], faults: list[Fault] | None = None
+    ) -> list[tuple[str, Tensor, list[int]]]:
+        """Some images: of each its key, tokens (N,) and the ids of its caption.
 
         Args:
             indices: which.
             draws: a seed for each, by which one of several captions is drawn.
+            faults: takes what cannot be used, and another image, drawn by the same seed, replaces it. None: the
+                first such image is an error.
 
         Raises:
-            InputError: a picture has no words; names it.
+            InputError: an image has no words; names it.
         """
-        pictures = []
-        for index, draw in zip(indices, draws, strict=True):
-            which = bisect_right(self.ends, index)
-            row = self.parts[which][index - (self.ends[which - 1] if which else 0)]
-            words = {name: value for name, value in row.items() if value not in (None, "")}
-            caption = self.captioner(words, np.random.default_rng(draw))
-            ids = self.tokenizer.encode(caption, add_special_tokens=False).ids[: self.max_caption_tokens]
-            pictures.append((row["key"], row["sub_tokens"][:, 0], ids))
-        return pictures
+        return [self._usable(index, draw, faults) for index, draw in zip(indices, draws, strict=True)]
+
+    def _usable(self, index: int, draw: Any, faults: list[Fault] | None) -> tuple[str, Tensor, list[int]]:
+        rng = np.random.default_rng(draw)
+        for attempt in range(1, MOST_IN_A_ROW + 1):
+            try:
+                return self._one(index, rng)
+            except BadSample as error:
+                if faults is None or attempt == MOST_IN_A_ROW:
+                    raise
+                faults.append(Fault(error.key, error.reason, index))
+            rng = np.random.default_rng((*np.atleast_1d(draw), attempt))
+            index = int(rng.integers(len(self)))
+        raise AssertionError
+
+    def _one(self, index: int, rng: np.random.Generator) -> tuple[str, Tensor, list[int]]:
+        which = bisect_right(self.ends, index)
+        row = self.parts[which][index - (self.ends[which - 1] if which else 0)]
+        caption = self.captioner(words_of(row) | {"key": row["key"]}, rng)
+        ids = self.tokenizer.encode(caption, add_special_tokens=False).ids[: self.max_caption_tokens]
+        return row["key"], row["sub_tokens"][:, 0], ids
 
 
 def find_texts(sources: Sequence[str]) -> list[str]:
@@ -219,33 +237,30 @@ def find_texts(sources: Sequence[str]) -> list[str]:
 
 
 def read_texts(file: str, column: str) -> Iterator[str]:
-    """The documents of a file or a set, in order; empty ones too.
+    """The documents of a file or a set, in order; empty ones too, which null and NaN are as well.
 
     Raises:
-        InputError: it cannot be read, or has no such column.
+        InputError: it cannot be read, or has no such column, or a document is no valid text; names it.
     """
     if file.startswith(_HUB):
-        yield from _strings(hub_texts(file.removeprefix(_HUB), column), file, column)
+        yield from _documents(
+            enumerate(hub_texts(file.removeprefix(_HUB), column), 1), f"{file}: document", column
+        )
     elif file.endswith(".parquet"):
         with readable(file), pq.ParquetFile(file) as parquet:
             if column not in parquet.schema_arrow.names:
                 raise InputError(f"{file}: no column {column!r}; its columns are {parquet.schema_arrow.names}")
-            for batch in parquet.iter_batches(AT_ONCE, columns=[column]):
-                yield from _strings(batch[column].to_pylist(), file, column)
+            batches = parquet.iter_batches(AT_ONCE, columns=[column])
+            values = (value for batch in batches for value in batch[column].to_pylist())
+            yield from _documents(enumerate(values, 1), f"{file}: row", column)
     else:
         try:
             if file.endswith(".txt"):
-                yield read_text(file)
-                return
-            with open(file, "rb") as lines:
-                yield from _strings(
-                    (json.loads(decode(line))[column] for line in lines if line.strip()), file, column
-                )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, InputError) and file in str(error):
-                raise
-            reason = f"no {error}" if isinstance(error, KeyError) else one_line(error)
-            raise InputError(f"{file}: not text under {column!r} ({reason}): mend it") from error
+                yield read_text(Path(file))
+            else:
+                yield from _documents(_of_lines(file, column), f"{file}: line", column)
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{file} is not readable text ({one_line(error)}): fix it") from error
 
 
 def _files(source: str) -> list[str]:
@@ -260,11 +275,27 @@ def _files(source: str) -> list[str]:
     return list(map(str, files))
 
 
-def _strings(values: Any, file: str, column: str) -> Iterator[str]:
-    for i, value in enumerate(values):
-        if not isinstance(value, str):
-            raise InputError(f"{file}: {column!r} of document {i} is {value!r:.40}, no text: leave it out")
-        yield value
+def _of_lines(file: str, column: str) -> Iterator[tuple[int, Any]]:
+    """The column of each object of a `.jsonl`, with the number of its line."""
+    try:
+        for number, _, entry in json_lines(file):
+            if not isinstance(entry, dict) or column not in entry:
+                raise InputError(f"line {number:,} is not an object with {column!r}: fix it, or name the column")
+            yield number, entry[column]
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+
+
+def _documents(values: Iterable[tuple[int, Any]], where: str, column: str) -> Iterator[str]:
+    """Values as texts; null and NaN are empty."""
+    for number, value in values:
+        if value is None or value != value:
+            yield ""
+            continue
+        try:
+            yield check_text(value)
+        except InputError as error:
+            raise InputError(f"{where} {number:,}: {column!r} is no text ({error}): leave it out") from error
 
 
 def _tokenized(

@@ -6,6 +6,7 @@ from scipy.optimize import minimize
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from qlip.errors import InputError
+from qlip.eval import linear_probe
 from qlip.eval.batches import Columns, Pictures
 from qlip.eval.linear_probe import (
     POSITIONS,
@@ -98,3 +99,14 @@ def test_features_are_kept(tmp_path, caplog):
     assert cache_file(tmp_path, other) != path and read_cache(path, other) is None
     path.write_bytes(path.read_bytes()[:100])  # cut off
     assert read_cache(path, about) is None and "written anew" in caplog.text
+
+
+def test_ten_epochs_are_all_of_them_with_the_warm_up(monkeypatch):
+    seen = []
+    monkeypatch.setattr(linear_probe, "factor", lambda *steps: seen.append(steps) or factor(*steps))
+    columns = clusters(20, 2, spread=20)
+    train_probe(columns["cls"], columns["label"], 4, ProbeConfig(batch_size=10))
+    assert len(seen) == 20 and seen[0][1:] == (2, 18)
+    assert factor(*seen[1]) == 1 and factor(*seen[-1]) < 0.01
+    with pytest.raises(InputError, match="warmup_epochs 3 must be less than epochs 3"):
+        ProbeConfig(epochs=3, warmup_epochs=3)

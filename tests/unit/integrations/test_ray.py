@@ -6,6 +6,7 @@ import signal
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.unit.jobs.test_tokens import contents, pictures
@@ -75,3 +76,57 @@ def test_a_dead_worker_loses_nothing(cluster, small_model, tmp_path, monkeypatch
     assert local.pop("environment") != ray.pop("environment") and local == ray
     again = tokenize(replace(job, out=Path("ray"), engine="ray"))
     assert again.num_skipped == 23
+
+
+class Played:
+    """Ray, of which only what a cluster has and what is asked of it is looked at."""
+
+    def __init__(self, *machines: dict[str, float]):
+        self.machines, self.asked = machines, {}
+        self.data = SimpleNamespace(
+            DataContext=SimpleNamespace(get_current=SimpleNamespace),
+            from_items=lambda items, override_num_blocks: self,
+            ActorPoolStrategy=lambda size: size,
+        )
+
+    def is_initialized(self):
+        return True
+
+    def nodes(self):
+        return [{"Alive": True, "Resources": machine} for machine in self.machines]
+
+    def cluster_resources(self):
+        kinds = {f"node:{i}": 1.0 for i in range(len(self.machines))}
+        return {kind: sum(m.get(kind, 0) for m in self.machines) for kind in ("CPU", "GPU")} | kinds
+
+    def map_batches(self, function, **options):
+        self.asked = options
+        return self
+
+    def iter_rows(self):
+        return iter(())
+
+
+@pytest.mark.parametrize(
+    ("machines", "num_workers", "device", "places"),
+    (
+        ([{"CPU": 2.0}], 3, "cpu", None),
+        ([{"CPU": 4.0}], 3, "cpu", 1),
+        ([{"CPU": 3.0}, {"CPU": 3.0}], 3, "cpu", None),
+        ([{"CPU": 5.0}, {"CPU": 9.0}], 3, "cpu", 3),
+        ([{"CPU": 2.0, "GPU": 1.0}, {"CPU": 64.0}], 3, "cuda", None),
+        ([{"CPU": 8.0, "GPU": 4.0}, {"CPU": 64.0}], None, "auto", 4),
+        ([{"GPU": 1.0}], None, "auto", None),
+    ),
+)
+def test_what_no_machine_has_is_refused(monkeypatch, machines, num_workers, device, places):
+    ray = Played(*machines)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.data", ray.data)
+    items = [(i,) for i in range(9)]
+    if places is None:
+        with pytest.raises(InputError, match="num_workers is .* CPUs on one machine"):
+            list(map_on_ray(None, items, num_workers, device))
+    else:
+        list(map_on_ray(None, items, num_workers, device))
+        assert ray.asked["compute"] == places

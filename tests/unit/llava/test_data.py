@@ -107,10 +107,36 @@ def test_what_is_too_long(processor):
         encode(processor, messages, max_length=20)
 
 
-def test_a_template_that_writes_an_answer_differently(processor):
-    template = "{% for m in messages %}{{ m.content if loop.last else m.content | upper }}{% endfor %}"
-    with pytest.raises(InputError, match="does not write an answer after its prompt"):
-        encode(processor, as_messages(MORE, True), template)
+def test_a_template_that_writes_its_last_answer_differently(processor):
+    template = (
+        "{% for m in messages %}[{{ m.role }}]"
+        "{% if m.role == 'assistant' and loop.last %}<think></think>{% endif %}{{ m.content }}{{ eos_token }}"
+        "{% endfor %}{{ '[assistant]' if add_generation_prompt }}"
+    )
+    made = encode(processor, as_messages(MORE, True), template)
+    assert labelled(processor, made) == "a red square</s><think></think>No</s>"
+    thought = [MORE[0], {"from": "gpt", "value": "<think>hm</think>red"}, *MORE[2:]]
+    dropped = template.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")
+    assert (
+        labelled(processor, encode(processor, as_messages(thought, True), dropped))
+        == "red</s><think></think>No</s>"
+    )
+    with pytest.raises(InputError, match="leaves answer 1 out"):
+        encode(processor, as_messages(MORE, True), "{{ messages[-1].content }}")
+
+
+def test_null_is_nothing_and_what_is_no_text_is_refused():
+    turns = [{"from": "human", "value": None}, ANSWER]
+    assert as_messages(turns, True)[0]["content"] == "<image>\n"
+    for value, complaint in (
+        (None, "blank"),
+        (float("nan"), "blank"),
+        (" ", "blank"),
+        (["a"], "not text"),
+        ("\udcff", "Unicode"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            as_messages([QUESTION, {"from": "gpt", "value": value}], True)
 
 
 def test_pictures_are_padded_with_the_mean(processor):

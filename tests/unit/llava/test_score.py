@@ -110,3 +110,16 @@ def test_what_is_wrong_is_said(tmp_path):
         score("pope", labels, labels)
     with pytest.raises(InputError, match="cannot be read"):
         score("pope", tmp_path / "none", labels)
+
+
+def test_null_is_no_answer_and_a_second_answer_is_refused(tmp_path):
+    answers, labels = tmp_path / "a.jsonl", tmp_path / "l.json"
+    labels.write_text(json.dumps({"1": {"answer": "none"}, "2": {"answer": 3}}))
+    answers.write_text('{"question_id": 1, "text": null}\n{"question_id": 2, "text": "3."}\n')
+    assert score("gqa", answers, labels) == {"num_questions": 2, "accuracy": 0.5}
+    answers.write_text('{"question_id": 1, "text": "a"}\n{"question_id": "1", "text": "b"}\n')
+    with pytest.raises(InputError, match="two entries for question '1'"):
+        score("gqa", answers, labels)
+    answers.write_text('{"question_id": 1, "text": "a"}\n{broken\n')
+    with pytest.raises(InputError, match="line 2 is not JSON"):
+        score("gqa", answers, labels)

@@ -230,3 +230,32 @@ def test_arguments_that_do_not_fit(message):
 def test_a_model_in_training_is_refused():
     with pytest.raises(InputError, match=r"call its eval\(\)"):
         generate(small_lm(dropout=0.1).train(), prompts(), 2)
+
+
+def test_a_tiny_temperature_takes_the_likeliest_token():
+    logits = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
+    for temperature in (1e-40, 1e-20):
+        found = sample(logits, Sampling(temperature=temperature), torch.full((4,), 0.3))
+        assert torch.equal(found, logits.argmax(-1))
+
+
+@pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf))
+@pytest.mark.parametrize("sampling", (GREEDY, Sampling(), Sampling(top_k=3, top_p=0.9, min_p=0.1)))
+def test_logits_that_are_not_finite_give_an_error_and_no_id_out_of_range(value, sampling):
+    row = torch.full((1, 10), value)
+    assert 0 <= int(sample(row, sampling, torch.tensor([0.3]))) < 10
+    model = small_lm()
+    model.norm.weight.data.fill_(torch.nan if value != value else 3e38)
+    with pytest.raises(InputError, match="logits are not finite in 1 of 1 rows"):
+        generate(model, prompts([3]), 2, sampling)
+
+
+def test_numpys_integers_are_integers():
+    numpy = pytest.importorskip("numpy")
+    expected = generate(small_lm(), prompts([3]), 4, Sampling(top_k=5), seeds=[7])
+    found = generate(
+        small_lm(), prompts([3]), numpy.int64(4), Sampling(top_k=numpy.int32(5)), seeds=numpy.arange(7, 8)
+    )
+    assert torch.equal(found, expected)
+    with pytest.raises(InputError, match="top_k is 1.5: it must be an integer"):
+        Sampling(top_k=1.5)

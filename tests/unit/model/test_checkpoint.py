@@ -513,7 +513,7 @@ def test_a_full_disk_leaves_what_was_there(folder, model, monkeypatch, error):
         raise error
 
     before = contents(folder)
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_tensors", full)
     with pytest.raises(InputError, match=rf"mine' cannot be written \(.*{FULL}.*\): use another"):
         model.save(folder)
     assert contents(folder) == before

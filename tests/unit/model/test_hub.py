@@ -29,6 +29,7 @@ from qlip.model import QLIP, QLIPConfig
 from qlip.model.hub import fetch
 from qlip.model.image import ImageProcessor
 from qlip.model.text import TextTokenizer
+from qlip.recipes.export import export, open_tokenizer
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "cases" / "published-settings"
 CONFIG = QLIPConfig.from_dict(json.loads((GOLDEN / "config.json").read_text()))
@@ -507,7 +508,7 @@ def test_a_public_repository_does_not_become_private_unseen(writer, published):
 
 def test_what_is_no_published_tokenizer_is_not_pushed(writer, published):
     (published / "README.md").unlink()
-    assert "has no model card (README.md): `qlip publish` makes" in refused(str(published), "us/mine")
+    assert "has no model card (README.md): `qlip publish` and `qlip export`" in refused(str(published), "us/mine")
     (published / "model.safetensors").write_bytes(b"half")
     assert "not a whole safetensors file" in refused(str(published), "us/mine")
     text = refused("nowhere", "us/mine")
@@ -539,3 +540,18 @@ def test_pushing_without_a_hub(writer, published, monkeypatch):
     writer.stop()
     text = refused(str(published), "us/mine")
     assert text.startswith(f"us/mine cannot be uploaded to {writer.url} (") and "check the network" in text
+
+
+def test_what_export_wrote_is_pushed(writer, checkpoint, tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name, body in checkpoint.items():
+        (tmp_path / "mine" / name).write_bytes(body)
+    model, _ = open_tokenizer(str(tmp_path / "mine"))
+    export(model, tmp_path / "exported")
+    push(str(tmp_path / "exported"), "us/mine")
+    card = writer.repos["us/mine"][writer.branches["main"]]["README.md"].decode()
+    assert card.startswith("---\nlicense: other\n") and 'qlip.load("exported")' in card
+    assert qlip.load("us/mine").id_hash() == model.id_hash()
+    (tmp_path / "exported" / "README.md").write_text("# Mine")
+    export(model, tmp_path / "exported")
+    assert (tmp_path / "exported" / "README.md").read_text() == "# Mine"

@@ -378,3 +378,10 @@ def test_a_pickle_without_tensors_is_not_converted(tmp_path):
     with pytest.raises(AssertionError, match="no tensors found"):
         exec(conversion(str(tmp_path / "a.pt"), str(tmp_path / "a.safetensors")).split("convert it once with ")[1])
     assert not (tmp_path / "a.safetensors").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), (("hidden_act", "quick_gelu"), ("layer_norm_eps", 1e-3)))
+def test_clips_settings_that_no_tensor_tells_are_compared(tmp_path, name, value):
+    CLIPTextModelWithProjection(clip(**{name: value}).config.text_config).save_pretrained(tmp_path)
+    option = f"--model.text.{name.replace('_', '-')} {value}"
+    refused(build(), tmp_path, "clip-text", f"{name} {value!r}, this model's has .*: pass {option}")

@@ -165,3 +165,13 @@ def test_to_sphere_is_float32_at_least():
         unit = to_sphere(torch.randn(3, 7).to(dtype))
         assert unit.dtype == expected
         torch.testing.assert_close(unit.norm(dim=-1), torch.ones(3, dtype=expected))
+
+
+def test_rotary_tables_are_filled_after_to_empty():
+    with torch.device("meta"):
+        rotary = GridRotary(8, (2, 3))
+    wanted = [table.clone() for table in rotary.tables]
+    for table in rotary.tables:
+        table.fill_(torch.nan)
+    rotary.to("meta").to_empty(device="cpu")
+    assert all(map(torch.equal, rotary.tables, wanted))

@@ -527,3 +527,16 @@ def test_labels_of_any_iterable(whole):
     expected = whole.classify(pictures(2), ["cat", "dog"])
     for labels in (np.array(["cat", "dog"]), (name for name in ("cat", "dog")), {"cat": 1, "dog": 2}.keys()):
         assert torch.equal(whole.classify(pictures(2), labels), expected)
+
+
+def test_what_users_of_other_libraries_try_gets_an_answer():
+    model = qlip.load("qlip-tiny")
+    with pytest.raises(InputError, match="templates is one string"):
+        model.classify("cat.jpg", ["cat"], templates="a photo of {}")
+    with pytest.raises(InputError, match="a template is a function"):
+        model.embed_labels(["cat"], templates=[lambda name: f"a {name}"])
+    for given in (["a cat"], model.text_tokenizer(["a cat"])):
+        with pytest.raises(InputError, match=r"not a tensor: pass model.text_tokenizer\(texts\)\[0\]"):
+            model.encode_text(given)
+    with pytest.raises(InputError, match="pass model.image_processor"):
+        model.encode_image(["cat.jpg"])

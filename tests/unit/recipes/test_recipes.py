@@ -12,13 +12,16 @@ import torch
 
 from qlip.cli.main import FROM_RECIPE
 from qlip.cli.training import _parse_recipe
+from qlip.errors import InputError
 from qlip.model import PRESETS, QLIP
 from qlip.model.image import ImageProcessor
-from qlip.recipes import _module, load_recipe, recipe_names
+from qlip.recipes import _module, load_recipe, recipe_names, t2i
 from qlip.recipes.llava import RECIPES as LLAVA
 from qlip.recipes.plain import to_plain
+from qlip.recipes.record import identity, write_record
 from qlip.recipes.t2i import RECIPES as T2I
 from qlip.recipes.um3 import RECIPES as UM3
+from qlip.train.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[3]
 STAGE_1 = ("b16-256", "b8-256", "l14-392")
@@ -218,3 +221,25 @@ def test_a_step_of_the_whole_model_in_stage_2():
 def test_every_recipe_asks_the_device_for_its_precision():
     recipes = [*map(load_recipe, recipe_names()), *T2I.values(), *UM3.values(), *LLAVA.values()]
     assert {(recipe.precision, recipe.attention) for recipe in recipes} == {("auto", "auto")}
+
+
+def test_data_that_has_moved_is_known_by_its_content(tmp_path):
+    (tmp_path / "a" / "sub").mkdir(parents=True)
+    for name in ("a/1.parquet", "a/sub/2.parquet"):
+        (tmp_path / name).write_bytes(name.encode() * 100_000)
+    before = t2i.RECIPES["t2i-tiny"]
+    recipe = replace(before, data=replace(before.data, tokens=(tmp_path / "a",)), device="cpu")
+    content = identity(recipe.data.tokens)
+    write_record(recipe, "t2i", 7, tmp_path / "run", content)
+    with Checkpoints(tmp_path / "run", 1) as checkpoints:
+        checkpoints.save({"x": torch.ones(1)}, 1)
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = replace(recipe, data=replace(recipe.data, tokens=(tmp_path / "b",)))
+    assert identity(moved.data.tokens) == content
+    write_record(moved, "t2i", 7, tmp_path / "run", content)
+    with pytest.raises(InputError, match="another 'bits'"):
+        write_record(replace(moved, bits=14), "t2i", 7, tmp_path / "run", content)
+    (tmp_path / "b" / "1.parquet").write_bytes(b"other")
+    with pytest.raises(InputError, match="other data or models"):
+        write_record(moved, "t2i", 7, tmp_path / "run", identity(moved.data.tokens))
+    assert identity(["owner/name"]) == identity(["owner/name"]) != identity(["owner/other"])

@@ -10,17 +10,21 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.multiprocessing as mp
 from tests.unit.t2i.conftest import CLASSES, small_t2i
 
 import qlip
+from qlip.data.journal import Journal
 from qlip.data.token_dataset import TokenDataset
 from qlip.data.token_file import TokenFormat, write_token_file
 from qlip.errors import InputError
 from qlip.recipes import t2i
 from qlip.t2i.checkpoint import load
+from qlip.t2i.condition import FeatureFiles, write_features
 from qlip.t2i.data import batch_of, check_columns, held_out, training_batches
 from qlip.t2i.train import T2ITask
 from qlip.train.fit import FitConfig
@@ -108,7 +112,7 @@ def test_captions_are_drawn_and_labels_given(dataset):
     with pytest.raises(InputError, match="b: label 5 has no name: give a file of 6 class names"):
         batch_of(named | {"label": [0, 5], "captions": [None, None]}, Reader(), None, said)
     rows["label"][3] = None
-    with pytest.raises(InputError, match="picture 3 has no words or label"):
+    with pytest.raises(InputError, match="picture 3: it has no label"):
         batch_of(rows, None)
     with pytest.raises(InputError, match="no label: tokenize again with --keep label"):
         check_columns(type("Rows", (), {"columns": ("key", "caption")}), None)
@@ -229,7 +233,7 @@ def test_other_ids_and_missing_words_are_refused(tmp_path):
     with pytest.raises(InputError, match="name token files or folders with --tokens"):
         t2i.run(recipe(tokens, data=t2i.T2IDataConfig()), tmp_path / "run")
     few = write(tmp_path / "few", 8)
-    with pytest.raises(InputError, match="picture . has label 1: the model is to know 0 to 0"):
+    with pytest.raises(InputError, match="picture 0: label 1 is no class of the model, which has 1"):
         data = t2i.T2IDataConfig(tokens=(few,), val_tokens=(few,))
         t2i.run(recipe(few, num_classes=1, data=data), tmp_path / "run")
     with pytest.raises(InputError, match="bits=5 does not divide"):
@@ -277,3 +281,60 @@ def test_features_computed_before_train_as_those_computed_meanwhile(tmp_path, ru
         t2i.run(replace(before, data=replace(before.data, val_tokens=(other,))), tmp_path / "other")
     with pytest.raises(InputError, match="features are of 'qlip', and condition is 'google/flan-t5-xl'"):
         t2i.run(replace(before, condition="google/flan-t5-xl"), tmp_path / "other")
+
+
+def spoilt(folder: Path, **columns) -> TokenDataset:
+    """Forty images, of which the columns' values replace the words."""
+    write(folder, 40)
+    table = pq.read_table(folder / "tokens.parquet")
+    for name, values in ({"captions": [None] * 40} | columns).items():
+        place = table.schema.get_field_index(name)
+        array = values if isinstance(values, pa.Array) else pa.array(values, table.schema.field(name).type)
+        table = table.set_column(place, table.schema.field(name), array)
+    pq.write_table(table, folder / "tokens.parquet")
+    return TokenDataset(folder, 4)
+
+
+def not_utf8() -> pa.Array:
+    """Forty strings, the third of which is no UTF-8."""
+    texts = [b"a cat", b"two dogs", b"\xff cat", *[b"a cat"] * 37]
+    offsets = np.cumsum([0, *map(len, texts)]).astype(np.int32)
+    return pa.StringArray.from_buffers(40, pa.py_buffer(offsets), pa.py_buffer(b"".join(texts)))
+
+
+@pytest.mark.parametrize(
+    ("columns", "reader", "complaint"),
+    (
+        ({"caption": [None, " ", "", *["a cat"] * 37]}, Reader(), "no words"),
+        ({"caption": not_utf8()}, Reader(), "caption is not UTF-8"),
+        ({"label": [9, -1, None, *[3] * 37]}, None, "label"),
+    ),
+)
+def test_rows_that_cannot_be_used_are_replaced_and_listed(tmp_path, columns, reader, complaint):
+    dataset = spoilt(tmp_path / "tokens", **columns)
+    (tmp_path / "run").mkdir()
+
+    def run(start, journal):
+        return training_batches(dataset, reader, 0.1, 8, start_step=start, num_classes=7, journal=journal)
+
+    first, again = (list(islice(run(0, Journal(dataset, 0.1, tmp_path / "run")), 15)) for _ in range(2))
+    resumed = next(run(14, Journal(dataset, 0.1, tmp_path / "run")))
+    assert all(a["keys"] == b["keys"] for a, b in zip(first, again, strict=True))
+    assert resumed["keys"] == first[14]["keys"] and torch.equal(resumed["condition"], first[14]["condition"])
+    listed = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    bad = {entry["key"] for entry in listed}
+    assert len(bad) == len(listed) == (1 if isinstance(columns.get("caption"), pa.Array) else 3)
+    assert all(complaint in entry["reason"] for entry in listed)
+    assert not bad & {key for batch in first for key in batch["keys"]}
+    with pytest.raises(InputError, match="more than the share 0"):
+        list(islice(run(0, None), 15))
+
+
+def test_captions_without_features_are_skipped_too(tmp_path):
+    dataset = spoilt(tmp_path / "tokens", caption=["a bird", *["a cat"] * 39])
+    write_features(tmp_path / "f.safetensors", Reader(), ["a cat"])
+    files = FeatureFiles([tmp_path / "f.safetensors"])
+    assert files.holds("a cat") and not files.holds("a bird")
+    found = training_batches(dataset, files, 0.0, 8, journal=Journal(dataset, 0.1, tmp_path))
+    assert "picture 0" not in {key for batch in islice(found, 5) for key in batch["keys"]}
+    assert "no feature file holds its caption 'a bird'" in (tmp_path / "skipped.jsonl").read_text()

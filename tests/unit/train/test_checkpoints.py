@@ -86,7 +86,7 @@ def test_every_bit_comes_back_in_place_and_nothing_is_said(tmp_path, recwarn, ca
 
 def test_training_goes_on_while_it_writes(tmp_path, monkeypatch):
     go = threading.Event()
-    monkeypatch.setattr(module, "save_file", lambda *args: go.wait(30) and save_file(*args))
+    monkeypatch.setattr(module, "save_tensors", lambda *args: go.wait(30) and save_file(*args))
     state = some_state()
     before = bits(state)
     with Checkpoints(tmp_path, 2) as checkpoints:
@@ -102,6 +102,18 @@ def test_training_goes_on_while_it_writes(tmp_path, monkeypatch):
     assert bits(read_tensors(tmp_path / "checkpoints" / "step-0000001", "")) == before
 
 
+def test_the_best_of_what_should_be_small_is_the_least(tmp_path):
+    scores = {1: 0.4, 2: 0.2, 3: float("nan"), 4: 0.3, 5: 0.2}
+    with Checkpoints(tmp_path, 1, "perceptual") as checkpoints:
+        for step, score in scores.items():
+            assert checkpoints.is_best({"perceptual": score}) == (step in (1, 2))
+            checkpoints.save({"x": torch.ones(1)}, step, {"perceptual": score, "psnr": step})
+    assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == ["step-0000002", "step-0000005"]
+    assert checkpoint_step(best_checkpoint(tmp_path, "perceptual")) == 2
+    again = Checkpoints(tmp_path, 1, "perceptual")
+    assert not again.is_best({"perceptual": 0.2}) and again.is_best({"perceptual": 0.1})
+
+
 def test_the_latest_and_the_best_are_kept(tmp_path):
     scores = {1: 5.0, 2: 7.0, 3: None, 4: 7.0, 5: float("nan"), 6: 6.0}
     with Checkpoints(tmp_path, 2, "psnr") as checkpoints:
@@ -113,7 +125,7 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
         f"step-000000{step}" for step in (2, 5, 6)
     ]
     assert checkpoint_step(best_checkpoint(tmp_path, "psnr")) == 2
-    assert checkpoint_step(best_checkpoint(tmp_path, "loss")) == 6 and best_checkpoint(tmp_path, "fid") is None
+    assert checkpoint_step(best_checkpoint(tmp_path, "loss")) == 2 and best_checkpoint(tmp_path, "fid") is None
     info = json.loads((tmp_path / "checkpoints" / "step-0000002" / "checkpoint.json").read_text())
     assert (info["step"], info["results"], info["world_size"]) == (2, {"psnr": 7.0, "loss": -7.0}, 1)
     again = Checkpoints(tmp_path, 1, "psnr")
@@ -161,6 +173,14 @@ def test_a_checkpoint_of_something_else_fills_nothing(tmp_path, other, words):
 def damage_cut(path):
     file = path / "rank-00000.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
+
+
+def damage_middle(path):
+    """A value is another: only a checksum tells."""
+    file = path / "rank-00000.safetensors"
+    contents = bytearray(file.read_bytes())
+    contents[-2] ^= 1
+    file.write_bytes(contents)
 
 
 def damage_header(path):

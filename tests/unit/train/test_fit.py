@@ -3,7 +3,10 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,22 +137,50 @@ def test_losses_that_are_not_finite_are_passed_over_as_often_as_allowed(tmp_path
     assert torch.equal(again.model.weight, task.model.weight)
 
 
-def test_sigterm_ends_the_run_with_a_checkpoint_and_it_goes_on_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT))
+def test_a_signal_ends_the_run_with_a_checkpoint_and_it_resumes_bit_for_bit(tmp_path, number):
     whole = LineFit()
     fit(whole, stream, CONFIG, tmp_path / "whole")
 
     def terminated(start):
         for step, batch in enumerate(stream(start), start + 1):
             if step == 17:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
             yield batch
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     assert fit(LineFit(), terminated, CONFIG, tmp_path / "cut").step == 17
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
     resumed = LineFit(seed=9)
     assert fit(resumed, stream, CONFIG, tmp_path / "cut", resume=True).step == 40
     assert torch.equal(whole.model.weight, resumed.model.weight)
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    program = """
+import sys; from dataclasses import replace; from pathlib import Path; import os, signal
+from tests.unit.train.test_fit import *
+def twice(start):
+    for step, batch in enumerate(stream(start), start + 1):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            print("saving")
+            sys.stdout.flush()
+            os.kill(os.getpid(), signal.SIGINT)
+        yield batch
+fit(LineFit(), twice, CONFIG, Path(sys.argv[1]))
+"""
+    run = [sys.executable, "-c", program, str(tmp_path / "run")]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    assert done.returncode == -signal.SIGINT and done.stdout == "saving\n"
+    assert "Ctrl-C again stops at once" in done.stderr
+
+
+def test_a_run_of_one_step_learns(tmp_path):
+    task = LineFit()
+    before = task.model.weight.clone()
+    fit(task, stream, FitConfig(steps=1, warmup_steps=0), tmp_path)
+    assert not torch.equal(task.model.weight, before)
 
 
 def test_schedule_against_its_formula():

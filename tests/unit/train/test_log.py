@@ -273,19 +273,48 @@ def test_the_panel_fits_and_shows_everything(width):
         assert value in text
     words = " ".join(text.replace("│", " ").split())
     assert "held out at step 60,000" in words
-    assert "top1 0.18 (best 0.19 at 40,000)" in words and "psnr 20.98 ssim" in words.replace("top1", "")
+    assert "top1 0.18 (best 0.19 at 40,000)" in words and "psnr 20.98 dB ssim" in words.replace("top1", "")
     for name in ("reconstruction", "alignment", "tokens", "codebook", "vision", "distinct_tokens", "memory_gib"):
         assert name in words
     terminal.close(failed=False)
 
 
 def test_best_is_the_least_of_what_should_be_small_and_survives_a_resume():
-    past = [{"step": 10, "eval/fd_resnet50": 30.0, "eval/psnr": 20.0, "eval/ssim": float("nan")}]
+    past = [
+        {
+            "step": 10,
+            "eval/fd_resnet50": 30.0,
+            "eval/perceptual": 0.2,
+            "eval/psnr": 20.0,
+            "eval/ssim": float("nan"),
+        }
+    ]
     terminal = Terminal("training", 10, 30, past, console=screen(80))
-    terminal.write(20, {"eval/fd_resnet50": 35.0, "eval/psnr": 21.0, "eval/ssim": 0.5})
+    terminal.write(20, {"eval/fd_resnet50": 35.0, "eval/perceptual": 0.3, "eval/psnr": 21.0, "eval/ssim": 0.5})
     text = shown(terminal, 80)
-    assert "fd_resnet50 35 (best 30 at 10)" in text and "psnr 21 " in text and "ssim 0.5" in text
-    assert text.count("best") == 1
+    assert "fd_resnet50 35 (best 30 at 10)" in text and "psnr 21 dB " in text and "ssim 0.5" in text
+    assert "perceptual 0.3 (best 0.2 at 10)" in text and text.count("best") == 2
+    terminal.close(failed=False)
+
+
+def test_the_first_step_is_shown_and_then_a_line_every_half_minute(clock):
+    console = Console(file=io.StringIO(), width=80)
+    terminal = Terminal("training", 0, 1000, console=console)
+    terminal.show(1, {"loss": 1.25, "quantizer": 3.0})
+    assert console.file.getvalue().startswith("step 1/1,000  loss 1.25")
+    for _ in range(63):  # steps of a second, and no line of the log among them
+        clock.now += 1
+        terminal.count()
+    assert len(console.file.getvalue().splitlines()) == 3
+    terminal.write(64, {f"eval/{name}": value for name, value in (HELD_OUT | {"a_long_name": 1.0}).items()})
+    assert len(console.file.getvalue().splitlines()) == 4  # none is wrapped at 80 columns
+
+
+def test_the_panel_shows_that_the_first_step_is_under_way():
+    terminal = Terminal("training", 0, 10, console=screen(80))
+    assert "the first step is under way" in shown(terminal, 80)
+    terminal.show(1, {"loss": 1.25})
+    assert "1.25" in shown(terminal, 80)
     terminal.close(failed=False)
 
 
@@ -316,7 +345,7 @@ def test_a_file_gets_a_line_at_evaluations_and_every_half_minute(clock):
     assert console.file.getvalue().splitlines() == [
         "step 1/100  loss 1  images_per_s 64  -:--:-- left",
         "step 31/100  loss 0.03226  images_per_s 64  0:01:09 left",
-        "step 50/100  psnr 21.25  top1 0.5",
+        "step 50/100  psnr 21.25 dB  top1 0.5",
         "step 80/100  loss 0.0125  images_per_s 64  0:00:20 left",
         "step 100/100  loss 0.01  images_per_s 64  0:00:00 left",
     ]

@@ -51,7 +51,7 @@ def test_a_failure_leaves_what_was_there(tiny_folder, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(lm, "save_file", full)
+    monkeypatch.setattr(lm, "save_tensors", full)
     with pytest.raises(InputError, match="No space left on device"):
         save(load(tiny_folder), tmp_path, words, dtype=torch.bfloat16)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

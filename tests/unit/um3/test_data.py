@@ -13,6 +13,7 @@ import torch
 from tests.unit.um3.conftest import base, small_words
 
 from qlip.data.captions import Captioner
+from qlip.data.journal import Journal
 from qlip.data.token_file import TokenFormat, write_token_file
 from qlip.errors import InputError
 from qlip.um3.checkpoint import add_image_specials
@@ -75,13 +76,23 @@ def test_every_kind_of_file_gives_its_documents(tmp_path):
     assert found == [*STORIES, "one", "two", "a whole\n\nbook"]
     for name, column, complaint in (
         ("b.parquet", "body", r"no column 'body'; its columns are \['text', 'other'\]"),
-        ("b.parquet", "other", "'other' of document 0 is 1, no text"),
-        ("a.jsonl", "body", "not text under 'body'"),
+        ("b.parquet", "other", "row 1: 'other' is no text .a text is int"),
+        ("a.jsonl", "body", "a.jsonl: line 1 is not an object with 'body'"),
         ("notes.md", "text", "text is read from .jsonl"),
         ("missing", "text", "no text there"),
     ):
         with pytest.raises(InputError, match=complaint):
             list(read_texts(*find_texts([str(tmp_path / name)]), column))
+
+
+def test_null_is_no_document_and_what_is_no_text_is_named_by_its_line(tmp_path, words, config):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "one"}\n{"text": null}\n{"text": NaN}\n\n{"text": "two"}\n')
+    assert len(Text.open([str(file)], words, config)) == 2
+    for broken in ('{"text": 3}', '{"text": "\\udcff"}', "{broken", "[]"):
+        file.write_text('{"text": "one"}\n' * 1000 + broken + "\n")
+        with pytest.raises(InputError, match="line 1,001"):
+            list(read_texts(str(file), "text"))
 
 
 def test_a_set_of_the_datasets_library(tmp_path):
@@ -254,3 +265,17 @@ def test_a_picture_without_words_stops_the_run(tmp_path, sources, config, words)
     for workers in (0, 1):
         with pytest.raises(InputError, match=r"picture \d: neither a caption nor a label"):
             list(islice(training_batches(found, 0, workers), 3))
+
+
+def test_a_blank_caption_is_replaced_and_listed(tmp_path, sources, config, words):
+    captions = [" ", *["a red mug"] * 9]
+    pictures = Pictures([write_tokens(tmp_path / "tokens", 10, caption=captions)], config, words, 10)
+    found = batches(DataSources(sources.text, pictures), config)
+
+    def run(start, workers=0):
+        return training_batches(found, start, workers, Journal(pictures, 0.2, tmp_path))
+
+    first = list(islice(run(0), 6))
+    assert torch.equal(next(run(5, 1))["input_ids"], first[5]["input_ids"])
+    assert "picture 0" in (tmp_path / "skipped.jsonl").read_text()
+    assert not any("picture 0 " in f"{key} " for batch in first for key in batch["keys"])

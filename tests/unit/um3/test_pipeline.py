@@ -136,3 +136,13 @@ def test_the_demo_shows_what_a_bundled_model_makes(tiny_folder, monkeypatch):
     assert all(said in page for said in (*found.captions, found.beginning + "</b>" + found.story, *PROMPTS))
     monkeypatch.setattr(um3_checkpoint, "bundled", lambda: [])
     assert use_unified(tokenizer, []) is None
+
+
+def test_bytes_that_make_no_character_are_left_out():
+    model = qlip.load_um3("um3-tiny")
+    ids = model.words.encode("Lily 🐱", add_special_tokens=False).ids
+    cat, partial = "🐱".encode(), "日".encode()[:2]
+    more = [model.words.token_to_id(f"<0x{byte:02X}>") for byte in cat + partial]
+    model.model.complete = lambda beginnings, *rest: [more for _ in beginnings]  # what it says is chance
+    assert model.complete("Lily 🐱") == ["Lily 🐱🐱"]
+    assert model._read(ids) == "Lily 🐱"

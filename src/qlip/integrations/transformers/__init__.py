@@ -2,8 +2,8 @@
 
     from qlip.integrations.transformers import QLIPImageProcessor, QLIPModel, QLIPVisionModel
 
-Importing this registers them with `AutoConfig`, `AutoModel` and `AutoImageProcessor` under the model types `qlip`
-and `qlip_vision_model`; `clip` stays CLIP's.
+Importing this registers them with `AutoConfig`, `AutoModel`, `AutoImageProcessor` and `AutoProcessor` under the
+model types `qlip` and `qlip_vision_model`; `clip` stays CLIP's.
 
 Raises:
     InputError: transformers is missing, or of another major version than 5.
@@ -11,7 +11,7 @@ Raises:
 
 from importlib.metadata import PackageNotFoundError, version
 
-from qlip.errors import InputError
+from qlip.errors import InputError, MissingExtra
 
 _REMEDY = "pip install 'open-qlip[transformers]'"
 
@@ -21,14 +21,16 @@ def check_version() -> None:
     try:
         installed = version("transformers")
     except PackageNotFoundError as error:
-        raise InputError(f"qlip.integrations.transformers needs the library `transformers`: {_REMEDY}") from error
+        raise MissingExtra(
+            f"qlip.integrations.transformers needs the library `transformers`: {_REMEDY}"
+        ) from error
     if installed.split(".")[0] != "5":
         raise InputError(f"transformers {installed} is installed, this works with 5.x: {_REMEDY}")
 
 
 check_version()
 
-from transformers import AutoConfig, AutoModel  # noqa: E402
+from transformers import AutoConfig, AutoModel, AutoProcessor  # noqa: E402
 
 # Some versions refuse it at its usual place without torchvision, which it does not need.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # noqa: E402
@@ -39,6 +41,7 @@ from qlip.integrations.transformers.modeling import (  # noqa: E402
     QLIPDecoderConfig,
     QLIPImageProcessor,
     QLIPModel,
+    QLIPProcessor,
     QLIPTextConfig,
     QLIPVisionConfig,
     QLIPVisionModel,
@@ -49,6 +52,7 @@ __all__ = [
     "QLIPDecoderConfig",
     "QLIPImageProcessor",
     "QLIPModel",
+    "QLIPProcessor",
     "QLIPTextConfig",
     "QLIPVisionConfig",
     "QLIPVisionModel",
@@ -59,3 +63,4 @@ for _config, _model in ((QLIPConfig, QLIPModel), (QLIPVisionConfig, QLIPVisionMo
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)
     AutoImageProcessor.register(_config, slow_image_processor_class=QLIPImageProcessor, exist_ok=True)
+AutoProcessor.register(QLIPConfig, QLIPProcessor, exist_ok=True)

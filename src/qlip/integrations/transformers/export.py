@@ -36,8 +36,9 @@ def export(model: QLIP, out: Path) -> None:
     auto_map = {"AutoConfig": f"{entry}.QLIPConfig", "AutoModel": f"{entry}.QLIPModel"}
     _update(out / CONFIG, config | {"model_type": "qlip", "auto_map": auto_map})
     if (out / PREPROCESSOR).exists():
-        auto_map = {"AutoImageProcessor": f"{entry}.QLIPImageProcessor"}
-        _update(out / PREPROCESSOR, {"image_processor_type": "QLIPImageProcessor", "auto_map": auto_map})
+        auto_map = {f"Auto{kind}": f"{entry}.QLIP{kind}" for kind in ("ImageProcessor", "Processor")}
+        names = {"image_processor_type": "QLIPImageProcessor", "processor_class": "QLIPProcessor"}
+        _update(out / PREPROCESSOR, names | {"auto_map": auto_map})
     write_code(out, ENTRY)
 
 

@@ -6,20 +6,22 @@ Configurations have the words, weights the names of the published checkpoints, `
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import BatchFeature, PreTrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, BatchFeature, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPOutput
-from transformers.utils import can_return_tuple
+from transformers.utils import cached_file, can_return_tuple
 
 from qlip.errors import InputError
-from qlip.model.checkpoint import DERIVED
+from qlip.model.checkpoint import DERIVED, read_companions
 from qlip.model.config import Grid, ImageTowerConfig, QuantizerConfig, TextConfig
 from qlip.model.config import QLIPConfig as TokenizerConfig
+from qlip.model.hub import COMPANIONS, CONFIG
 from qlip.model.image import ImageProcessor, as_images
 from qlip.model.layers import Blocks, Rotary
 from qlip.model.qlip import QLIP, reset_layer
@@ -316,6 +318,17 @@ class QLIPModel(QLIPPreTrainedModel):
         self.__dict__["qlip"] = qlip  # no module of this one, or its weights would have two names
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As of any model of transformers; `qlip` gets image processor and vocabulary from beside the weights."""
+        where = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if pretrained_model_name_or_path is not None:
+            folder = _companions(pretrained_model_name_or_path, where)
+            model.qlip.image_processor, model.qlip.text_tokenizer = read_companions(folder, model.qlip.config)
+        return loaded
+
     @can_return_tuple
     def forward(
         self,
@@ -422,6 +435,67 @@ class QLIPImageProcessor(BaseImageProcessor):
         """
         processor = ImageProcessor.from_dict(self.to_dict() | kwargs)
         return BatchFeature({"pixel_values": processor(list(_flat(images)))}, tensor_type=return_tensors)
+
+
+class QLIPProcessor(ProcessorMixin):
+    """Images and texts to what `QLIPModel` takes; what AutoProcessor gives.
+
+    Attributes:
+        image_processor: a `QLIPImageProcessor`.
+        tokenizer: of the folder's text vocabulary.
+    """
+
+    attributes: ClassVar = ["image_processor", "tokenizer"]
+    image_processor_class = "AutoImageProcessor"
+    tokenizer_class = "AutoTokenizer"
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any):
+        super().__init__(image_processor, tokenizer)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # its options are those of the parts
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> "QLIPProcessor":
+        """Both parts of a folder or a repository. (AutoImageProcessor needs torchvision in some versions.)"""
+        name = pretrained_model_name_or_path
+        parts = QLIPImageProcessor.from_pretrained(name, **kwargs), AutoTokenizer.from_pretrained(name, **kwargs)
+        return cls(*parts)
+
+    def __call__(
+        self, images: Any = None, text: Any = None, return_tensors: str | None = None, **kwargs: Any
+    ) -> BatchFeature:
+        """Prepare images, texts or both.
+
+        Args:
+            images: see `QLIPImageProcessor.preprocess`.
+            text: a string or several.
+            return_tensors: "pt" or "np".
+            kwargs: options of the tokenizer, such as `padding` and `truncation`.
+
+        Returns:
+            `input_ids` and `attention_mask` of texts, `pixel_values` of images.
+
+        Raises:
+            InputError: there is neither, or an image cannot be read.
+        """
+        if images is None and text is None:
+            raise InputError("there are neither images nor text: pass one of them, or both")
+        data: dict[str, Any] = {}
+        if text is not None:
+            data |= self.tokenizer(text, return_tensors=return_tensors, **kwargs)
+        if images is not None:
+            data |= self.image_processor(images, return_tensors=return_tensors)
+        return BatchFeature(data)
+
+
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+
+def _companions(name: Any, where: dict[str, Any]) -> Path:
+    """The folder with what lies beside the weights of a folder or a repository, fetched if need be."""
+    options = where | {"_raise_exceptions_for_missing_entries": False}
+    files = [cached_file(name, file, **options) for file in (CONFIG, *COMPANIONS)]
+    return Path(files[0]).parent if files[0] else Path(name)
 
 
 def _flat(images: Any) -> Iterator[Any]:
