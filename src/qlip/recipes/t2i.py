@@ -137,6 +137,7 @@ RECIPES = {
         task=replace(_LLAMAGEN, lr=1e-3),
         fit=FitConfig(steps=3000, warmup_steps=100, eval_every=500, save_every=250, best=None),
         batch_size=64,
+        compile=True,
     ),
 }
 

@@ -147,6 +147,7 @@ RECIPES = {
         task=AdamWConfig(lr=2e-4),
         fit=FitConfig(steps=1000, warmup_steps=50, eval_every=500, save_every=250, best=None),
         batch_size=8,
+        compile=True,
     ),
 }
 
