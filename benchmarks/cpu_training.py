@@ -122,7 +122,7 @@ def um3_tiny(compute: dict[str, Any], batch_size: int, changes: dict[str, Any]) 
     return lambda: task.step(batch, 1)
 
 
-BUILD = {"tiny": (tiny, 128), "t2i-tiny": (t2i_tiny, 64), "um3-tiny": (um3_tiny, 8)}
+BUILD = {"tiny": (tiny, 256), "t2i-tiny": (t2i_tiny, 64), "um3-tiny": (um3_tiny, 8)}
 
 
 def seconds(run: Step) -> float:

@@ -1,8 +1,9 @@
 """The paper's ablations (Table 3a to c) in small: `python benchmarks/paper_tiny.py --out DIR …`.
 
-Each cell is a training of the recipe `tiny` with what the table varies, in its own folder under `--out`. A
-finished cell is not trained again, an interrupted one goes on; `--cells` chooses, and what a cell begins with is
-trained first. After each one the results are written anew, beside the paper's: `paper_tiny.json`, `.png`, `.md`.
+Each cell is a training of the recipe `tiny` with what the table varies, in its own folder under `--out`. Every
+image is reconstructed. A finished cell is not trained again, an interrupted one goes on; `--cells` chooses, and
+what a cell begins with is trained first. After each one the results are written anew, beside the paper's:
+`paper_tiny.json`, `.png`, `.md`.
 
 - (a) α_a:α_r, the paper's numbers literally, α_q = α_z = 1 as there. Of 0:1 only the ratio is known: α_r is 10³,
   so that the cell differs from 1:10³ by the missing alignment. In 1:0 the quantizer has no loss, and stands still.
@@ -64,6 +65,7 @@ def weighed(alignment: float, reconstruction: float, **others: Any) -> dict[str,
     """The paper's weights, and what else differs."""
     rest = 1.0 if reconstruction else 0.0
     weights = {"alignment_weight": alignment, "reconstruction_weight": reconstruction}
+    weights |= {"reconstruct_every": 1, "drop_tokens": 0.0}
     return weights | {"quantizer_weight": rest, "commitment_weight": rest} | others
 
 

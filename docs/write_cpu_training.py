@@ -1,4 +1,4 @@
-"""Writes docs/results/cpu-training.md from benchmarks/results/cpu-training-*.json: `python docs/write_cpu_training.py`."""
+"""Writes docs/results/cpu-training.md from benchmarks/results/cpu-training-*.json."""
 
 import json
 from pathlib import Path
@@ -37,8 +37,8 @@ def section(found: dict[str, Any]) -> str:
         for how, shares in recipe["parts"].items()
     ]
     ratios = [
-        f"`{name}` | {', '.join(f'{k} {v}' for k, v in recipe['undone'].items())} | {recipe['ratio']['before']:.2f} "
-        f"| {recipe['ratio']['now']:.2f} | **{recipe['ratio']['ratio']:.2f}** "
+        f"`{name}` | {', '.join(f'{k} {v}' for k, v in recipe['undone'].items())} "
+        f"| {recipe['ratio']['before']:.2f} | {recipe['ratio']['now']:.2f} | **{recipe['ratio']['ratio']:.2f}** "
         f"({recipe['ratio']['range'][0]:.2f} to {recipe['ratio']['range'][1]:.2f})"
         for name, recipe in found["recipes"].items()
     ]
