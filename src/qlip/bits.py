@@ -122,3 +122,17 @@ def _check_sub_token_bits(num_bits: int, bits: int) -> None:
     if bits < 1 or num_bits % bits:
         divisors = [d for d in range(1, num_bits + 1) if num_bits % d == 0]
         raise InputError(f"bits={bits} does not divide the token's {num_bits} bits: use one of {divisors}")
+
+
+def check_bits(num_bits: int, bits: int) -> None:
+    """Whether tokens can be cut into sub-tokens of a width.
+
+    Raises:
+        InputError: they cannot, or its vocabulary is too large.
+    """
+    if not 1 <= num_bits <= 63:
+        raise InputError(f"num_bits is {num_bits}: a token has 1 to 63")
+    if bits < 1 or num_bits % bits:
+        raise InputError(f"bits {bits} does not divide the {num_bits} bits of a token")
+    if bits > 20:
+        raise InputError(f"bits {bits} makes a vocabulary of 2^{bits}: use at most 20")

@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from qlip.errors import InputError, one_line
+from qlip.guarded import parse_json
 
 
 @contextmanager
@@ -73,12 +74,8 @@ def json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str, Any]]:
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 if text:
-                    yield number, text, json.loads(text)
-            except json.JSONDecodeError as error:
-                raise InputError(
-                    f"line {number:,} is not JSON ({error.msg}, column {error.colno}): fix it"
-                ) from error
-            except (UnicodeDecodeError, RecursionError) as error:
+                    yield number, text, parse_json(text)
+            except (UnicodeDecodeError, InputError) as error:
                 raise InputError(f"line {number:,} is not JSON ({one_line(error)}): fix it") from error
 
 
@@ -96,6 +93,18 @@ def save_tensors(tensors: dict[str, Any], path: Path, metadata: dict[str, str] |
     mode = path.stat().st_mode
     save_file(tensors, path, metadata)
     path.chmod(mode)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON, whole or not at all: NaN and infinities are null, halves of surrogate pairs are escaped.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    value = json.loads(json.dumps(value), parse_constant=lambda name: None)
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def checksum(path: Path) -> str:

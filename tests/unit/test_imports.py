@@ -13,7 +13,8 @@ SRC = Path(qlip.__file__).parent
 
 # A room may import itself and the rooms of a lower rank; rooms of one rank do not know each other.
 RANK = {
-    "errors": 0,
+    "errors": -1,
+    "guarded": 0,
     "files": 1,
     "image_files": 1,
     "environment": 1,

@@ -1,6 +1,5 @@
 """Words for samples: their own captions, or sentences about the names of their classes."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from qlip.data.samples import BadSample
 from qlip.data.values import printable, read_text
 from qlip.errors import InputError, one_line
+from qlip.guarded import parse_json
 
 TEMPLATES = (
     "a photo of a {}.",
@@ -92,8 +92,8 @@ def read_classes(path: str | Path) -> list[tuple[list[str], str | None]]:
         InputError: the file is missing or of another form.
     """
     try:
-        entries = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
+        entries = parse_json(read_text(path))
+    except (OSError, InputError) as error:
         raise InputError(f"{path}: not a readable JSON file of class names ({one_line(error)})") from error
     entries = entries if isinstance(entries, list) else [None]
     names = [e["names"] if isinstance(e, dict) and "names" in e else e for e in entries]

@@ -9,17 +9,28 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from qlip.data.samples import Fault
 from qlip.data.stream import Stream
+from qlip.data.values import printable
 from qlip.errors import InputError, one_line
+from qlip.guarded import parse_json, typed
 
+T = TypeVar("T")
 logger = logging.getLogger("qlip")
 
 FEWEST_STREAMED = 10_000  # samples that a stream is taken to have until more have been read
 SKIPPED = "skipped.jsonl"
+
+
+@dataclass(frozen=True)
+class _Move:
+    step: int
+    position: int
+    world_size: int
 
 
 class Journal:
@@ -87,8 +98,8 @@ class Journal:
     def position(self, step: int) -> int:
         """Where in the stream a run goes on after a step: no rank has more to read before it."""
         first = self._last_move(0, step)
-        moves = [self._last_move(rank, step) for rank in range(first["world_size"] if first else 0)]
-        return min((move["position"] if move else 0 for move in moves), default=0)
+        moves = [self._last_move(rank, step) for rank in range(first.world_size if first else 0)]
+        return min((move.position if move else 0 for move in moves), default=0)
 
     def _check(self, fault: Fault, num_samples: int) -> None:
         for is_file, total in ((False, num_samples), (True, self._num_files)):
@@ -117,23 +128,23 @@ class Journal:
                 file.seek(self._read_to)
                 lines = file.readlines()
             self._read_to += sum(map(len, lines))
-            yield from (Fault(**entry) for entry in _parsed(lines))
+            yield from _parsed(Fault, lines)
 
-    def _last_move(self, rank: int, step: int) -> dict | None:
+    def _last_move(self, rank: int, step: int) -> _Move | None:
         # the last line, not the furthest: steps that were lost in a crash stand before those done again
         path = self._folder / f"position-{rank}.jsonl" if self._folder else None
         if path is None or not path.exists():
             return None
-        moves = _parsed(path.read_bytes().splitlines())
-        return next((move for move in reversed(moves) if move["step"] <= step), None)
+        moves = _parsed(_Move, path.read_bytes().splitlines())
+        return next((move for move in reversed(moves) if move.step <= step), None)
 
     def _write(self, name: str, entries: Sequence[dict]) -> None:
         if self._folder and entries:
             path = self._folder / name
-            text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+            lines = [printable(json.dumps(entry, ensure_ascii=False)) + "\n" for entry in entries]
             try:
                 with path.open("a", encoding="utf-8") as file:
-                    file.write(text)
+                    file.writelines(lines)
             except OSError as error:
                 raise InputError(f"{path} cannot be written ({one_line(error)}): make room") from error
 
@@ -142,10 +153,10 @@ def _identity(fault: Fault) -> tuple:
     return fault.index, fault.key, fault.is_file
 
 
-def _parsed(lines: Sequence[bytes]) -> list[dict]:
+def _parsed(kind: type[T], lines: Sequence[bytes]) -> list[T]:
     """The lines that are whole; a crash may have cut one off."""
     entries = []
     for line in lines:
-        with suppress(ValueError):
-            entries.append(json.loads(line))
+        with suppress(InputError):
+            entries.append(typed(kind, parse_json(line)))
     return entries

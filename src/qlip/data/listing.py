@@ -6,7 +6,6 @@ row. Rows that name what other programs leave beside images (`qlip.data.walk`) d
 """
 
 import io
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from qlip.data.samples import COLUMNS, BadSample, Fault, Samples, captions_of, d
 from qlip.data.values import decode, printable, refuse_utf16, repeated
 from qlip.data.walk import is_in_left
 from qlip.errors import InputError, one_line
+from qlip.guarded import parse_json
 
 PATHS = ("image", "path", "file", "file_name", "filename", "filepath", "image_path")
 
@@ -133,7 +133,7 @@ class JsonlSamples(Samples):
         try:
             with self._open() as file:
                 file.seek(self._starts[index])
-                record = _parsed(file.readline())
+                record = parse_json(decode(file.readline()))
         except (OSError, ValueError) as error:
             raise BadSample(key, f"not a line of JSON ({one_line(error)})") from error
         if not isinstance(record, dict):
@@ -147,8 +147,8 @@ class JsonlSamples(Samples):
     def _records(self) -> Iterator[dict[str, Any]]:
         with self._open() as lines:
             for line in lines:
-                with suppress(ValueError):  # `read` tells of it
-                    record = _parsed(line)
+                with suppress(InputError):  # `read` tells of it
+                    record = parse_json(decode(line))
                     if isinstance(record, dict):
                         yield record
 
@@ -168,18 +168,6 @@ def read_all(file: Path) -> bytes:
         raise InputError(f"{file}: cannot be read ({one_line(error)})") from error
 
 
-def _parsed(line: bytes) -> Any:
-    """A line of JSON.
-
-    Raises:
-        ValueError: it is none.
-    """
-    try:
-        return json.loads(decode(line))
-    except RecursionError as error:
-        raise InputError("it is nested too deeply") from error
-
-
 def _check_encoding(file: Path, contents: bytes) -> None:
     try:
         refuse_utf16(contents)
@@ -190,8 +178,8 @@ def _check_encoding(file: Path, contents: bytes) -> None:
 def _is_left(line: bytes) -> bool:
     """Whether a line of JSON names what other programs leave; most need not be parsed for that."""
     if _MAYBE_LEFT.search(line):
-        with suppress(ValueError):
-            record = _parsed(line)
+        with suppress(InputError):
+            record = parse_json(decode(line))
             return isinstance(record, dict) and is_in_left(_path_of(record) or "")
     return False
 

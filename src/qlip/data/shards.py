@@ -20,6 +20,7 @@ import os
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ from qlip.data.samples import BadSample, Fault, Joined, Samples, captions_of, de
 from qlip.data.values import decode, printable
 from qlip.data.walk import is_in_left
 from qlip.errors import InputError, one_line
+from qlip.guarded import parse_json, read_json, typed
 from qlip.image_files import IMAGE_SUFFIXES
 
 T = TypeVar("T")
@@ -68,7 +70,8 @@ class ShardSamples(Joined):
         """
         joined = Joined.of_files(Shard, paths)
         super().__init__(joined.parts, joined.unreadable)
-        self.class_names = tuple(read_manifest(paths[0].parent).get("class_names") or ())
+        manifest = read_manifest(paths[0].parent, Manifest)
+        self.class_names = manifest.class_names if manifest else ()
 
 
 class Shard(Samples):
@@ -167,24 +170,45 @@ def add_sample(tar: tarfile.TarFile, number: int, image: bytes, suffix: str, rec
         tar.addfile(member, io.BytesIO(contents))
 
 
-def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
-    """The manifest of a folder; empty where there is none.
+@dataclass(frozen=True)
+class Manifest:
+    """What a `manifest.json` says of the data beside it; other fields are ignored.
+
+    Attributes:
+        class_names: what the labels mean.
+        licence: of the data.
+        sha256: checksums of files, by name.
+    """
+
+    class_names: tuple[str, ...] = ()
+    licence: str | None = None
+    sha256: dict[str, str] = field(default_factory=dict)
+
+
+def read_manifest(folder: Path, kind: type[T], name: str = MANIFEST) -> T | None:
+    """The manifest of a folder; None where there is none.
+
+    Args:
+        folder: where it is looked for.
+        kind: a dataclass of the fields to read.
+        name: of the file.
 
     Raises:
-        InputError: it is damaged.
+        InputError: it is damaged, or a field has another type.
     """
+    path = folder / name
     try:
-        manifest = json.loads((folder / name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / name}: not readable ({one_line(error)}): replace or delete it") from error
-    return manifest if isinstance(manifest, dict) else {}
+        values = read_json(path)
+        return typed(kind, values, unknown="ignore") if isinstance(values, dict) else None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, InputError) as error:
+        raise InputError(f"{path}: not a usable manifest ({one_line(error)}): replace or delete it") from error
 
 
 def _words(key: str, fields: Mapping[str, bytes]) -> dict[str, Any]:
     try:
-        record = json.loads(decode(fields["json"])) if "json" in fields else {}
+        record = parse_json(decode(fields["json"])) if "json" in fields else {}
         if not isinstance(record, dict):
             raise InputError("its .json holds no object")
         words = describe(record, key)
@@ -194,7 +218,7 @@ def _words(key: str, fields: Mapping[str, bytes]) -> dict[str, Any]:
             words |= describe({"label": fields["cls"]}, key)
     except BadSample:
         raise
-    except (ValueError, RecursionError) as error:
+    except InputError as error:
         raise BadSample(key, f"its words are damaged ({one_line(error)})") from error
     return words
 

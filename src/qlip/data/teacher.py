@@ -23,6 +23,7 @@ from torch import Tensor
 
 from qlip.errors import InputError, one_line
 from qlip.files import whole_file
+from qlip.guarded import parse_json, typed
 
 _BYTES = {"I64": 8, "F16": 2}
 
@@ -54,8 +55,7 @@ class Teacher:
     @classmethod
     def from_metadata(cls, metadata: dict[str, str]) -> "Teacher":
         """The inverse of `to_metadata`."""
-        fields: dict[str, Any] = json.loads(metadata["teacher"])
-        return cls(**fields | {name: tuple(fields[name]) for name in ("image_size", "grid")})
+        return typed(cls, parse_json(metadata["teacher"]))
 
     def tensors(self, count: int) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Type and shape of each tensor of a file with `count` rows."""
@@ -101,7 +101,7 @@ class TeacherWriter:
         self.path, self.teacher, self.hashes = path, opened.teacher, opened.hashes
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
         self._starts = {
             name: 8 + length + entry["data_offsets"][0] for name, entry in header.items() if name[0] != "_"
         }

@@ -19,15 +19,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qlip.data.parquet import find_parquet, readable
+from qlip.data.samples import Fault
 from qlip.data.shards import MANIFEST as OLD_MANIFEST
 from qlip.data.shards import read_manifest
-from qlip.errors import InputError
+from qlip.errors import InputError, one_line
 from qlip.files import whole_file
+from qlip.guarded import inside, parse_json, typed
 
 logger = logging.getLogger("qlip")
 
 FORMAT_VERSION = 1
 MANIFEST = "_manifest.json"  # pyarrow, Spark and others pass over names that begin so: a folder is one data set
+MAX_TOKENS = 1 << 20  # of a picture: a grid of 1024 × 1024
 ROW_GROUP = 1000  # rows that are decoded together
 KEPT = {"caption": pa.string(), "captions": pa.list_(pa.string()), "label": pa.int64()}
 """Columns that a file may have besides `key` and `tokens`; null where a sample has no such words."""
@@ -35,6 +38,11 @@ KEPT = {"caption": pa.string(), "captions": pa.list_(pa.string()), "label": pa.i
 _METADATA_KEY = b"qlip"
 _ORIGIN_KEY = b"qlip_origin"
 _SUM_KEY, _NO_SUM = b"qlip_sha256", b"0" * 64
+
+
+@dataclass(frozen=True)
+class _Version:
+    format_version: int
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,14 @@ class TokenFormat:
     bits: int
     grid: tuple[int, int]
     format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 63:
+            raise InputError(f"bits is {self.bits}: a token has 1 to 63")
+        if min(self.grid) < 1 or self.num_tokens > MAX_TOKENS:
+            raise InputError(
+                f"grid is {list(self.grid)}: rows and columns are at least 1, tokens {MAX_TOKENS:,} at most"
+            )
 
     @property
     def num_tokens(self) -> int:
@@ -88,24 +104,17 @@ class TokenFormat:
         if metadata is None:
             raise InputError(f"{path}: not a token file; `qlip tokenize` writes them")
         try:
-            fields = json.loads(metadata)
-            version = int(fields["format_version"])
-            if version <= FORMAT_VERSION:
-                rows, columns = map(int, fields["grid"])
-                found = cls(
-                    str(fields["model"]), str(fields["id_hash"]), int(fields["bits"]), (rows, columns), version
-                )
-                found.schema()  # a grid without end has none
-                _check_columns(path, schema, found)
-                return found
-        except InputError:
-            raise
-        except (KeyError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else error
+            fields = parse_json(metadata)
+            version = typed(_Version, fields, unknown="ignore").format_version
+            found = typed(cls, fields, unknown="ignore") if version <= FORMAT_VERSION else None
+        except InputError as error:
             raise InputError(
-                f"{path}: its `qlip` metadata is damaged ({reason}): tokenize the pictures again"
+                f"{path}: its `qlip` metadata is damaged ({one_line(error)}): tokenize the pictures again"
             ) from error
-        raise InputError(f"{path}: format version {version} is newer than this open-qlip: upgrade")
+        if found is None:
+            raise InputError(f"{path}: format version {version} is newer than this open-qlip: upgrade")
+        _check_columns(path, schema, found)
+        return found
 
 
 def write_token_file(
@@ -190,8 +199,8 @@ def read_origin(path: str | Path) -> dict[str, Any]:
     with readable(path):
         metadata = pq.read_schema(path).metadata or {}
     try:
-        return dict(json.loads(metadata.get(_ORIGIN_KEY, b"{}")))
-    except (TypeError, ValueError) as error:
+        return typed(dict[str, Any], parse_json(metadata.get(_ORIGIN_KEY, b"{}")), "it")
+    except InputError as error:
         raise InputError(f"{path}: its `qlip_origin` metadata is damaged ({error}): tokenize again") from error
 
 
@@ -211,13 +220,32 @@ def ids_of(column: pa.Array, token_format: TokenFormat, file: Path) -> np.ndarra
     return ids.to_numpy().reshape(len(column), token_format.num_tokens)
 
 
-def read_token_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder of token files, by its name or the one that it had before; empty without one.
+@dataclass(frozen=True)
+class NamedShard:
+    """A token file in a manifest."""
+
+    name: str
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class TokenManifest:
+    """What the manifest of a folder of token files says; other fields are ignored."""
+
+    format: TokenFormat
+    shards: tuple[NamedShard, ...]
+    sha256: dict[str, str]
+    failures: tuple[dict[str, str], ...]
+    lost: tuple[Fault, ...]
+
+
+def read_token_manifest(folder: Path) -> TokenManifest | None:
+    """The manifest of a folder of token files, by its name or the one that it had before; None without one.
 
     Raises:
         InputError: it is damaged.
     """
-    return read_manifest(folder, MANIFEST) or read_manifest(folder, OLD_MANIFEST)
+    return read_manifest(folder, TokenManifest, MANIFEST) or read_manifest(folder, TokenManifest, OLD_MANIFEST)
 
 
 def _files_of(path: Path) -> list[Path]:
@@ -229,7 +257,7 @@ def _files_of(path: Path) -> list[Path]:
     if not path.is_dir():
         return find_parquet([path])
     manifest = read_token_manifest(path)
-    if "shards" not in manifest:
+    if manifest is None:
         files = find_parquet([path])
         if any("unit" in read_origin(file) for file in files):
             raise InputError(
@@ -237,13 +265,12 @@ def _files_of(path: Path) -> list[Path]:
                 "it at the end; or name the files themselves"
             )
         return files
-    for shard in manifest["shards"]:
-        if not (path / shard["name"]).exists():
-            raise InputError(
-                f"{path / shard['name']} is missing, but in {MANIFEST}: start its `qlip tokenize` again"
-            )
-    if lost := manifest.get("lost"):
-        logger.warning("%s lacks what could not be read, as %s: see `qlip tokens verify`", path, lost[0]["key"])
+    for shard in manifest.shards:
+        file = inside(path, shard.name)
+        if not file.exists():
+            raise InputError(f"{file} is missing, but in {MANIFEST}: start its `qlip tokenize` again")
+    if lost := manifest.lost:
+        logger.warning("%s lacks what could not be read, as %s: see `qlip tokens verify`", path, lost[0].key)
     return find_parquet([path])
 
 

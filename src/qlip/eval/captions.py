@@ -5,7 +5,6 @@ METEOR are Java programs. Where there is no Java, `plain_tokens` finds the words
 results say both.
 """
 
-import json
 import logging
 import re
 import shutil
@@ -20,6 +19,7 @@ from qlip.errors import InputError, MissingExtra, one_line
 from qlip.eval.interval import Number, mean_of
 from qlip.eval.results import record, write_results
 from qlip.files import checksum
+from qlip.guarded import read_json
 
 PROTOCOL = "captions"
 INTERVALS = "CIDEr: 95 %, 1,000 bootstrap resamples of the pictures' scores, percentiles, seed 0"
@@ -202,7 +202,7 @@ def read_references(path: Path) -> dict[ImageId, list[str]]:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({one_line(error)}): name a JSON file") from error
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from qlip.errors import InputError, MissingExtra, one_line
 from qlip.model.qlip import QLIP
 from qlip.model.text import check_text
+from qlip.model.text import context_length
 
 
 class Matcher(Protocol):
@@ -63,8 +64,6 @@ class ClipMatcher:
                 f"{name!r} is a {type(self.model).__name__}, which does not embed pictures and words: name a CLIP"
             )
         self.name = name
-        from qlip.t2i.transformers_reader import context_length
-
         config = getattr(self.model.config, "text_config", self.model.config)
         self.processor.tokenizer.model_max_length = context_length(self.processor.tokenizer, self.model, config)
 

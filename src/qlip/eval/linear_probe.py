@@ -25,6 +25,7 @@ from qlip.eval.batches import Batch, Columns, collect
 from qlip.eval.labels import label_of
 from qlip.eval.options import ProbeConfig
 from qlip.files import save_tensors, whole_file
+from qlip.guarded import parse_json
 from qlip.model.qlip import QLIP
 
 POSITIONS = ("cls", "patches", "both")
@@ -128,7 +129,7 @@ def read_cache(path: Path, about: dict[str, Any]) -> Columns | None:
         return None
     try:
         with safe_open(path, "pt") as file:
-            if json.loads(file.metadata()["about"]) == about:
+            if parse_json(file.metadata()["about"]) == about:
                 logger.info("features of %s", path)
                 values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
                 return Columns(values, values.pop("digests"), [])

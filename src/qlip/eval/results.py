@@ -1,6 +1,5 @@
 """What an evaluation leaves: `results.json`, a table, and a section of the model card."""
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,8 @@ from typing import Any
 from qlip.environment import command, environment
 from qlip.errors import InputError
 from qlip.eval.interval import Number
-from qlip.files import whole_file
+from qlip.files import whole_file, write_json
+from qlip.guarded import read_json
 from qlip.train.distributed import world_size
 
 FILE = "results.json"
@@ -98,8 +98,7 @@ def record(
 def write_results(folder: Path, found: Mapping[str, Any]) -> Path:
     """Write `results.json` into a folder, which is made if need be."""
     path = folder / FILE
-    with whole_file(path) as unfinished:
-        unfinished.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, dict(found))
     return path
 
 
@@ -110,7 +109,7 @@ def read_results(path: Path) -> dict[str, Any]:
         InputError: it is something else.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         found["protocol"], found["results"], found["data"]
         return found
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -26,6 +26,7 @@ from torch.export import Dim, ExportedProgram
 from qlip.bits import pack, unpack
 from qlip.errors import InputError, one_line
 from qlip.files import checksum
+from qlip.guarded import inside, read_object, typed
 from qlip.model.checkpoint import save_description
 from qlip.model.hub import EXPORT
 from qlip.model.qlip import QLIP
@@ -285,6 +286,20 @@ def _describe(
     }
 
 
+@dataclass(frozen=True)
+class _Export:
+    """The fields of an `export.json` that are used here and by who runs the programs."""
+
+    format: str
+    format_version: int
+    sha256: dict[str, str]
+    model: str
+    id_hash: str
+    bits: int
+    grid: tuple[int, int]
+    logit_scale: float
+
+
 def read_export(folder: str | Path, format: str) -> dict[str, Any]:
     """Read the `export.json` of a folder.
 
@@ -295,17 +310,20 @@ def read_export(folder: str | Path, format: str) -> dict[str, Any]:
     path = Path(folder) / EXPORT
     make = f"make one with `qlip export MODEL --format {format} --out DIR`, and name DIR"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        name, number, programs = found["format"], int(found["format_version"]), dict(found["sha256"])
+        found = read_object(path)
+        export = typed(_Export, found, unknown="ignore")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{str(folder)!r} holds no export ({EXPORT}): {make}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{str(path)!r} is damaged ({one_line(error)}): {make}") from error
-    if number > FORMAT_VERSION:
-        raise InputError(f"{str(path)!r}: version {number} of exports is newer than this open-qlip: upgrade")
-    if name != format:
-        raise InputError(f"{str(folder)!r} holds an export for {name}, not for {format}: {make}")
-    for file, sha256 in programs.items():
-        if not (path.parent / file).is_file() or checksum(path.parent / file) != sha256:
-            raise InputError(f"{str(path.parent / file)!r} is not the file of this export: {make}")
+    if export.format_version > FORMAT_VERSION:
+        raise InputError(
+            f"{str(path)!r}: version {export.format_version} of exports is newer than this open-qlip: upgrade"
+        )
+    if export.format != format:
+        raise InputError(f"{str(folder)!r} holds an export for {export.format}, not for {format}: {make}")
+    for name, sha256 in export.sha256.items():
+        file = inside(path.parent, name)
+        if not file.is_file() or checksum(file) != sha256:
+            raise InputError(f"{str(file)!r} is not the file of this export: {make}")
     return found

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from qlip.data.samples import Fault
-from qlip.data.shards import read_manifest
+from qlip.data.shards import Manifest, read_manifest
 from qlip.data.sources import local_files, open_samples
 from qlip.errors import InputError
 from qlip.eval.batches import Track
 from qlip.files import checksum
+from qlip.guarded import inside
 from qlip.jobs.data_pack import manifest_folders
 from qlip.jobs.data_reading import Look, Seen, read_through
 
@@ -89,9 +90,9 @@ def check(sources: Sequence[str], num_workers: int = 0, track: Track = iter) -> 
 def _compare(source: str) -> Iterator[Fault | None]:
     """For each of the source's files in a manifest what is wrong with it."""
     for folder in manifest_folders(source):
-        checksums = read_manifest(folder).get("sha256")
-        for name, expected in (checksums if isinstance(checksums, dict) else {}).items():
-            file = folder / name
+        manifest = read_manifest(folder, Manifest)
+        for name, expected in (manifest.sha256 if manifest else {}).items():
+            file = inside(folder, name)
             if not _belongs(file, source):
                 continue
             if not file.exists():

@@ -1,6 +1,5 @@
 """Any data as shards with a manifest."""
 
-import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from qlip.data.samples import Fault
-from qlip.data.shards import MANIFEST, ShardSamples, add_sample, read_manifest
+from qlip.data.shards import MANIFEST, Manifest, ShardSamples, add_sample, read_manifest
 from qlip.data.sources import open_samples
 from qlip.errors import InputError
 from qlip.eval.batches import Track
-from qlip.files import checksum, whole_file
+from qlip.files import checksum, whole_file, write_json
 from qlip.jobs.data_reading import Look, Seen, read_through
 
 
@@ -66,7 +65,9 @@ def pack(
                     faults.append(result)
                     continue
                 counts.update(result.record.keys() & {"label", "caption", "captions"})
-                licences.update([result.record.get("licence") or result.record.get("license") or "not stated"])
+                licences.update(
+                    [str(result.record.get("licence") or result.record.get("license") or "not stated")]
+                )
                 yield result
 
     shards = _write_shards(good(), out, shard_rows, shard_bytes)
@@ -74,11 +75,12 @@ def pack(
         reason = f" ({faults[0].reason})" if faults else ""
         raise InputError(f"{sources[0]}: no picture can be read{reason}")
     ShardSamples([out / shard["name"] for shard in shards])  # leaves their indices
-    stated = {read_manifest(folder).get("licence") for source in sources for folder in manifest_folders(source)}
+    manifests = [read_manifest(folder, Manifest) for source in sources for folder in manifest_folders(source)]
+    of_sources = {found.licence for found in manifests if found and found.licence}
     manifest = {
         "num_samples": sum(shard["num_samples"] for shard in shards),
         "words": dict(sorted(counts.items())),
-        "licence": licence or "; ".join(sorted(filter(None, stated))) or None,
+        "licence": licence or "; ".join(sorted(of_sources)) or None,
         "licences_of_samples": dict(sorted(licences.items())),
         "class_names": list(samples.class_names),
         "sources": [source if ":" in source else Path(source).name for source in sources],
@@ -87,8 +89,7 @@ def pack(
         "sha256": {shard["name"]: checksum(out / shard["name"]) for shard in shards},
         "skipped": [asdict(fault) for fault in faults],
     }
-    with whole_file(out / MANIFEST) as unfinished:
-        unfinished.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(out / MANIFEST, manifest)
     return manifest
 
 

@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from qlip.errors import InputError
 from qlip.eval.batches import Track
 from qlip.files import whole_file
+from qlip.guarded import parse_json
 from qlip.jobs.generate import grid
 from qlip.t2i.pipeline import TextToImage, load_t2i
 from qlip.train.distributed import on_all_ranks, rank, world_size
@@ -101,7 +102,7 @@ def _about(sheet: Sheet, about: Mapping[str, Any]) -> dict[str, Any]:
 def _is_there(sheet: Sheet, about: Mapping[str, Any]) -> bool:
     try:
         with Image.open(sheet.path) as picture:
-            found = json.loads(picture.info.get(ABOUT, "{}"))
+            found = parse_json(picture.info.get(ABOUT, "{}"))
     except FileNotFoundError:
         return False
     except (OSError, ValueError):

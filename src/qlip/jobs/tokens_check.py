@@ -10,10 +10,18 @@ from typing import Any
 import numpy as np
 
 from qlip.data.samples import Fault
-from qlip.data.token_file import MANIFEST, TokenFiles, is_as_written, read_origin, read_token_manifest
+from qlip.data.token_file import (
+    MANIFEST,
+    TokenFiles,
+    TokenFormat,
+    is_as_written,
+    read_origin,
+    read_token_manifest,
+)
 from qlip.errors import InputError
 from qlip.eval.batches import Track
 from qlip.files import checksum
+from qlip.guarded import inside
 
 BATCH = 500  # rows that are looked at together
 MOST_GROUP_BITS = 16
@@ -51,17 +59,14 @@ def _verify_file(file: Path, track: Track) -> dict[str, Any]:
 
 def _verify_folder(folder: Path, track: Track) -> dict[str, Any]:
     manifest = read_token_manifest(folder)
-    try:
-        shards = {shard["name"]: shard["num_rows"] for shard in manifest["shards"]}
-        checksums, described, failures = manifest["sha256"], manifest["format"], manifest["failures"]
-        lost = [Fault(**fault) for fault in manifest["lost"]]
-    except (KeyError, TypeError) as error:
+    if manifest is None:
         raise InputError(
             f"{folder} has no {MANIFEST} of tokens: start its `qlip tokenize` again, which writes it at the end"
-        ) from error
-    broken = [Fault(fault.key, f"is not tokenized: {fault.reason}", is_file=True) for fault in lost]
+        )
+    shards = {shard.name: shard.num_rows for shard in manifest.shards}
+    broken = [Fault(f.key, f"is not tokenized: {f.reason}", is_file=True) for f in manifest.lost]
     for name, num_rows in track(shards.items()):
-        if fault := _fault(folder / name, num_rows, checksums.get(name), described):
+        if fault := _fault(inside(folder, name), num_rows, manifest.sha256.get(name), manifest.format):
             broken.append(Fault(str(folder / name), fault, is_file=True))
     for file in sorted(folder.glob("*.parquet")):
         if file.name not in shards:
@@ -69,12 +74,12 @@ def _verify_folder(folder: Path, track: Track) -> dict[str, Any]:
     return {
         "num_shards": len(shards),
         "num_rows": sum(shards.values()),
-        "num_failures": len(failures),
+        "num_failures": len(manifest.failures),
         "broken": [asdict(fault) for fault in broken],
     }
 
 
-def _fault(file: Path, num_rows: int, expected: str | None, described: dict[str, Any]) -> str:
+def _fault(file: Path, num_rows: int, expected: str | None, described: TokenFormat) -> str:
     """What is wrong with a file; empty if nothing is."""
     if not file.exists():
         return "is missing, but in the manifest"
@@ -89,8 +94,8 @@ def _fault(file: Path, num_rows: int, expected: str | None, described: dict[str,
         return fault
     if found != num_rows:
         return f"has {found:,} rows, the manifest says {num_rows:,}"
-    if source.format.id_hash != described["id_hash"]:
-        return f"holds ids {source.format.id_hash}, the manifest says {described['id_hash']}"
+    if source.format.id_hash != described.id_hash:
+        return f"holds ids {source.format.id_hash}, the manifest says {described.id_hash}"
     return ""
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from qlip.data.samples import Fault, Joined
 from qlip.data.stream import Stream
 from qlip.data.token_file import KEPT, TokenFormat, write_token_file
+from qlip.data.values import printable
 from qlip.errors import InputError
 from qlip.eval.batches import Track
 from qlip.integrations.ray import Item, map_on_ray
@@ -193,7 +194,9 @@ class Work:
             "piece": last.piece,
             "ends_unit": last.ends_unit,
             "num_samples": sum(batch.num_samples for batch in batches),
-            "failures": [{"key": f.key, "reason": f.reason} for batch in batches for f in batch.faults],
+            "failures": [
+                {"key": printable(f.key), "reason": printable(f.reason)} for batch in batches for f in batch.faults
+            ],
         }
         write_token_file(
             self.place.path(last.unit, last.piece),

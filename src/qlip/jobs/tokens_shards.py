@@ -4,7 +4,6 @@ Each file says in its metadata which job wrote it, which part of the source it i
 used. So nothing but the files has to survive a crash.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -16,9 +15,10 @@ import pyarrow.parquet as pq
 from qlip.data.parquet import readable
 from qlip.data.samples import Fault
 from qlip.data.shards import read_manifest
-from qlip.data.token_file import MANIFEST, OLD_MANIFEST, TokenFormat, read_origin
+from qlip.data.token_file import MANIFEST, OLD_MANIFEST, TokenFormat, TokenManifest, read_origin
 from qlip.errors import InputError
-from qlip.files import checksum, whole_file
+from qlip.files import checksum, write_json
+from qlip.guarded import typed
 from qlip.jobs.tokens_source import Unit
 
 # what must be the same for a job to go on → how a person calls it
@@ -55,6 +55,19 @@ class Shard:
     ends_unit: bool
     num_samples: int
     failures: Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a token file says of its making, under `qlip_origin`: the job's identity and the fields of `Shard`."""
+
+    identity: dict[str, Any]
+    unit: int
+    piece: int
+    ends_unit: bool
+    num_samples: int
+    failures: tuple[dict[str, str], ...]
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,18 +175,24 @@ def write_manifest(
         with suppress(OSError):
             place.out.rmdir()
     elif not place.is_file:
-        with whole_file(place.out / MANIFEST) as unfinished:
-            unfinished.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        if "format" in read_manifest(place.out, OLD_MANIFEST):  # of the same job, by an earlier version
-            (place.out / OLD_MANIFEST).unlink()
+        write_json(place.out / MANIFEST, manifest)
+        with suppress(InputError):  # it is not ours
+            if read_manifest(place.out, TokenManifest, OLD_MANIFEST):  # of the same job, by an earlier version
+                (place.out / OLD_MANIFEST).unlink()
     return manifest
 
 
 def _open(file: Path, identity: Mapping[str, Any]) -> Shard:
-    origin = read_origin(file)
-    theirs = origin.pop("identity", None)
-    if theirs is None:
+    found = read_origin(file)
+    if "identity" not in found:
         raise InputError(f"{file} does not say what it was made from: choose another --out, or delete it")
+    try:
+        origin = typed(Origin, found)
+    except InputError as error:
+        raise InputError(
+            f"{file}: its `qlip_origin` is damaged ({error}): delete it to tokenize it again"
+        ) from error
+    theirs = origin.identity
     for name, what in IDENTITY.items():
         if theirs.get(name) != identity[name]:
             raise InputError(
@@ -182,7 +201,7 @@ def _open(file: Path, identity: Mapping[str, Any]) -> Shard:
             )
     with readable(file):
         num_rows = pq.read_metadata(file).num_rows
-    return Shard(file, num_rows, **{name: value for name, value in origin.items() if name != "sources"})
+    return Shard(file, num_rows, origin.unit, origin.piece, origin.ends_unit, origin.num_samples, origin.failures)
 
 
 def _shown(value: Any) -> str:

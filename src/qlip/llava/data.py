@@ -26,6 +26,7 @@ from qlip.data.loader import Tokenize, TrainingSet
 from qlip.data.samples import BadSample, Samples, read_picture
 from qlip.data.values import read_text, text_of
 from qlip.errors import InputError, one_line
+from qlip.guarded import parse_json
 from qlip.model.image import ImageSource, read_image
 
 IMAGE = "<image>"
@@ -59,7 +60,7 @@ class ConversationFile(Samples):
         """
         self.file, self.images = file, images
         try:
-            entries = json.loads(read_text(file))
+            entries = parse_json(read_text(file))
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{file} cannot be read ({one_line(error)}): name a JSON file of LLaVA's form"
@@ -83,7 +84,7 @@ class ConversationFile(Samples):
             BadSample: its picture is not there, or nobody answers in it.
         """
         start = self._ends[index - 1] if index else 0
-        entry = json.loads(self._lines[start : self._ends[index]])
+        entry = parse_json(self._lines[start : self._ends[index]])
         key = f"{self.file}#{entry.get('id', index)}"
         sample: dict[str, Any] = {"key": key}
         if entry.get("image"):

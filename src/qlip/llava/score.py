@@ -5,7 +5,6 @@ objects with `answer` in the place of `text`, as VQA's server takes. They are co
 files.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from qlip.data.values import read_text, text_of
 from qlip.errors import InputError, one_line
 from qlip.files import json_lines
+from qlip.guarded import parse_json
 
 Benchmark = Literal["pope", "vqa", "gqa"]
 
@@ -182,7 +182,7 @@ def _entries(path: Path) -> Any:
     """JSON, or JSON lines."""
     try:
         try:
-            found = json.loads(read_text(path))
+            found = parse_json(read_text(path))
             return [found] if isinstance(found, dict) and "question_id" in found else found
         except ValueError:
             return [entry for _, _, entry in json_lines(path)]

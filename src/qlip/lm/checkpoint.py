@@ -8,10 +8,11 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -21,12 +22,15 @@ from torch import Tensor
 from qlip.environment import resolve_device
 from qlip.errors import InputError, one_line
 from qlip.files import save_tensors
+from qlip.guarded import Header, TensorInfo, check_layers, inside, read_header, read_object, typed, weight_files
 from qlip.lm.config import LMConfig, RopeScaling
 from qlip.lm.transformer import Transformer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 SHARD_BYTES = 5 * 10**9
+STORED = ("F32", "BF16", "F16", "F64")  # dtypes of weights, as files spell them
+T = TypeVar("T")
 
 _SHARED = (  # fields of the same name in the file, whose absence means the same
     "vocab_size",
@@ -69,12 +73,14 @@ def load(
         InputError: there is no checkpoint, it is of another architecture, or is not whole; names file and key.
     """
     place, folder = resolve_device(device), Path(folder)
-    model = skeleton(read_config(folder))
-    found = {key.removeprefix("model."): value for key, value in _read_weights(folder).items()}
-    found = {key: value for key, value in found.items() if not _DERIVED.fullmatch(key)}
-    if model.lm_head is None:
-        found.pop("lm_head.weight", None)  # some files have the embedding twice
-    _compare(folder, found, model.state_dict())
+    config, headers = read_config(folder), _read_headers(folder)
+    try:
+        check_layers(config.num_hidden_layers, headers)
+    except InputError as error:
+        raise InputError(f"{str(folder)!r}: {error}: take its {CONFIG} and weights from one place") from error
+    model = skeleton(config)
+    _compare(folder, _ours(headers.tensors, model), model.state_dict())
+    found = _ours(_read_weights(folder), model)
     model.load_state_dict({key: value.to(place, dtype) for key, value in found.items()}, assign=True)
     return model.eval()
 
@@ -136,8 +142,8 @@ def read_config(folder: Path) -> LMConfig:
     """
     path = folder / CONFIG
     try:
-        return config_from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        return config_from_dict(read_object(path))
+    except (OSError, ValueError) as error:
         raise InputError(f"{str(path)!r} is not a usable model configuration: {one_line(error)}") from error
 
 
@@ -154,13 +160,14 @@ def config_from_dict(values: dict[str, Any]) -> LMConfig:
         if values.get(name, ours) != ours:
             raise InputError(f"{name} is {values[name]!r}: only checkpoints with {ours!r} are read")
     found = {name: values[name] for name in _SHARED if name in values}
-    if isinstance(found.get("eos_token_id"), list):
-        found["eos_token_id"] = tuple(found["eos_token_id"])
     if kind == "qwen3":
         found.setdefault("head_dim", 128)
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    rope = typed(dict[str, Any], rope, "rope_parameters")
     theta = rope.get("rope_theta", values.get("rope_theta", LMConfig.rope_theta))
-    return LMConfig(**found, rope_theta=theta, rope_scaling=_rope_scaling(rope), qk_norm=kind == "qwen3")
+    return typed(
+        LMConfig, found | {"rope_theta": theta, "rope_scaling": _rope_scaling(rope), "qk_norm": kind == "qwen3"}
+    )
 
 
 def config_to_dict(config: LMConfig) -> dict[str, Any]:
@@ -182,49 +189,79 @@ def config_to_dict(config: LMConfig) -> dict[str, Any]:
     return {"architectures": [ARCHITECTURES[kind]], "model_type": kind, **values, **rope, **_FIXED}
 
 
-def _rope_scaling(rope: dict[str, Any]) -> RopeScaling | None:
+def _rope_scaling(rope: dict[str, Any]) -> dict[str, Any] | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
     if kind != "llama3":
         raise InputError(f"rope_type is {kind!r}: only checkpoints with 'default' or 'llama3' are read")
-    return RopeScaling(**{field.name: rope[field.name] for field in fields(RopeScaling)})
+    if missing := [field.name for field in fields(RopeScaling) if field.name not in rope]:
+        raise InputError(f"rope_parameters has no {missing[0]!r}")
+    return {field.name: rope[field.name] for field in fields(RopeScaling)}
 
 
 def _theirs(key: str) -> str:
     return key if key.startswith("lm_head.") else f"model.{key}"
 
 
+def _files(folder: Path) -> list[Path]:
+    """The files of the weights."""
+    if not (folder / INDEX).exists():
+        return [folder / WEIGHTS]
+    with _whole(folder / INDEX):
+        return [inside(folder, name) for name in weight_files(folder / INDEX)]
+
+
+def _read_headers(folder: Path) -> Header:
+    """The headers of all files, as one."""
+    together = Header({}, {})
+    for path in _files(folder):
+        with _whole(path):
+            header = read_header(path)
+            together.tensors.update(header.tensors)
+            together.metadata.update(header.metadata)
+    return together
+
+
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of all files, mapped."""
-    path, weights = folder / INDEX, {}
-    try:
-        names: Iterable[str] = [WEIGHTS]
-        if path.exists():
-            names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-        for name in names:
-            path = folder / name
+    weights: dict[str, Tensor] = {}
+    for path in _files(folder):
+        with _whole(path):
             weights.update(load_file(path))
-        return weights
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, SafetensorError) as error:
+    return weights
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, InputError, SafetensorError) as error:
         raise InputError(
             f"{str(path)!r} cannot be read ({one_line(error)}): weights must be whole safetensors files, such as "
             "`save_pretrained` of transformers writes"
         ) from error
 
 
-def _compare(folder: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+def _ours(found: Mapping[str, T], model: Transformer) -> dict[str, T]:
+    """Tensors by the names that the model has for them."""
+    found = {key.removeprefix("model."): value for key, value in found.items()}
+    twice = {"lm_head.weight"} if model.lm_head is None else set()  # some files have the embedding twice
+    return {key: value for key, value in found.items() if not _DERIVED.fullmatch(key) and key not in twice}
+
+
+def _compare(folder: Path, found: dict[str, TensorInfo], wanted: dict[str, Tensor]) -> None:
     both = [key for key in wanted if key in found]
     problems = {
         "it lacks": [_theirs(key) for key in wanted if key not in found],
         "it has besides": [_theirs(key) for key in found if key not in wanted],
         "shapes differ:": [
-            f"{_theirs(key)} is {tuple(found[key].shape)}, not {tuple(wanted[key].shape)}"
+            f"{_theirs(key)} is {found[key].shape}, not {tuple(wanted[key].shape)}"
             for key in both
             if found[key].shape != wanted[key].shape
         ],
         "these are no weights:": [
-            f"{_theirs(key)} is {found[key].dtype}" for key in both if not found[key].is_floating_point()
+            f"{_theirs(key)} is {found[key].dtype}" for key in both if found[key].dtype not in STORED
         ],
     }
     if text := "; ".join(f"{problem} {_some(keys)}" for problem, keys in problems.items() if keys):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from qlip.errors import InputError
+from qlip.guarded import check_sizes
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,16 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
 
 
 @dataclass(frozen=True)
@@ -65,9 +76,7 @@ class LMConfig:
 
     def __post_init__(self):
         heads, kv_heads = self.num_attention_heads, self.kv_heads
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        check_sizes({name: getattr(self, name) for name in _SIZES})
         if kv_heads < 1 or heads % kv_heads:
             raise InputError(f"num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}")
         if self.head_dim is None and self.hidden_size % heads:
@@ -76,6 +85,9 @@ class LMConfig:
             raise InputError(f"rms_norm_eps is {self.rms_norm_eps}: it must be above 0, such as 1e-6")
         if self.rope_axes not in (1, 2):
             raise InputError(f"rope_axes is {self.rope_axes}: use 1 for text, 2 for rows and columns")
+        check_sizes({"head_dim": self.head_width, "all heads": heads * self.head_width})
+        if not self.rope_theta > 0:
+            raise InputError(f"rope_theta is {self.rope_theta}: it must be positive")
         if self.head_width % (2 * self.rope_axes):
             raise InputError(
                 f"head_dim {self.head_width} is not divisible by {2 * self.rope_axes}, as rotation asks"

@@ -9,7 +9,8 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from qlip.environment import resolve_device
 from qlip.errors import InputError, one_line
 from qlip.files import save_tensors
+from qlip.guarded import Header, TensorInfo, check_layers, read_header, read_object
 from qlip.model.config import QLIPConfig
 from qlip.model.hub import COMPANIONS, CONFIG, PICKLES, PREPROCESSOR, WEIGHTS, fetch, no_weights
 from qlip.model.image import ImageProcessor
@@ -32,6 +34,7 @@ logger = logging.getLogger("qlip")
 
 BUNDLED = Path(__file__).parents[1] / "models"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+STORED = ("F32", "BF16", "F16", "F64")  # the same, as files spell them
 
 # Tables that every model computes for itself, no weights: rotary ones, once a tower or once a layer; CLIP's.
 DERIVED = re.compile(r"(.+\.)?(rope\.freqs_(cos|sin)|position_ids|attn_mask)")
@@ -73,9 +76,10 @@ def load(
     folder, model_name = _find(name, revision)
     if not os.path.exists(folder / WEIGHTS):
         raise no_weights(repr(str(folder)), (path.name for path in folder.glob("*")))
-    model = load_description(folder, model_name, image_size)
+    header = _read_header(folder / WEIGHTS)
+    model = load_description(folder, model_name, image_size, header)
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    weights = _read_weights(folder / WEIGHTS, shapes)
+    weights = _read_weights(folder / WEIGHTS, header, shapes)
     model.load_state_dict({key: value.to(device, dtype) for key, value in weights.items()}, assign=True)
     return model.to(device).eval()
 
@@ -191,36 +195,67 @@ def _find(name: str | os.PathLike[str], revision: str | None) -> tuple[Path, str
 
 def _read_config(path: Path) -> QLIPConfig:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise InputError("it holds no JSON object")
-        return QLIPConfig.from_dict(config)
+        return QLIPConfig.from_dict(read_object(path))
     except (OSError, ValueError) as error:
         raise InputError(f"{str(path)!r} is not a usable model configuration: {one_line(error)}") from error
 
 
-def _read_weights(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Map the file's tensors, which must be these and no others."""
+def _read_header(path: Path) -> Header:
     try:
-        weights = {key: value for key, value in load_file(path).items() if not DERIVED.fullmatch(key)}
+        return read_header(path)
+    except (OSError, InputError) as error:
+        raise _not_whole(path, error) from error
+
+
+def _read_weights(path: Path, header: Header, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Map the file's tensors, which must be these and no others."""
+    found = {key: info for key, info in header.tensors.items() if not DERIVED.fullmatch(key)}
+    _compare(path, found, shapes, [key for key in found if key not in shapes])
+    try:
+        return {key: value for key, value in load_file(path).items() if key in found}
     except (SafetensorError, OSError) as error:
-        with path.open("rb") as file:
-            remedy = "run `git lfs pull`" if file.read(8) == b"version " else "fetch it again"
-        raise InputError(f"{str(path)!r} is not a whole safetensors file ({one_line(error)}): {remedy}") from error
-    both = [key for key in shapes if key in weights]
+        raise _not_whole(path, error) from error
+
+
+def _compare(
+    path: Path, found: Mapping[str, TensorInfo], shapes: dict[str, tuple[int, ...]], others: Sequence[str] = ()
+) -> None:
+    """Whether a header has tensors of these shapes; `others` are those that it should not have."""
+    both = [key for key in shapes if key in found]
     problems = {
-        "it lacks": [repr(key) for key in shapes if key not in weights],
-        "it has besides": [repr(key) for key in weights if key not in shapes],
+        "it lacks": [repr(key) for key in shapes if key not in found],
+        "it has besides": [repr(key) for key in others],
         "shapes differ:": [
-            f"{key!r} is {tuple(weights[key].shape)}, not {shapes[key]}"
-            for key in both
-            if weights[key].shape != shapes[key]
+            f"{key!r} is {found[key].shape}, not {shapes[key]}" for key in both if found[key].shape != shapes[key]
         ],
-        "these are no weights:": [f"{k!r} is {weights[k].dtype}" for k in both if weights[k].dtype not in DTYPES],
+        "these are no weights:": [
+            f"{key!r} is {found[key].dtype}" for key in both if found[key].dtype not in STORED
+        ],
     }
     if text := "; ".join(f"{problem} {_some(items)}" for problem, items in problems.items() if items):
         raise InputError(f"{str(path)!r} is not of the model in its {CONFIG}, take both from one place: {text}")
-    return weights
+
+
+def _check_scale(config: QLIPConfig, header: Header, path: Path) -> None:
+    """Whether the weights are of so many layers and positions, before layers and rotary tables are made."""
+    vision, text, decoder = config.vision, config.text, config.decoder
+    try:
+        check_layers(sum(tower.num_hidden_layers for tower in (vision, text, decoder)), header)
+    except InputError as error:
+        raise InputError(f"{str(path)!r}: {error}: take it and its {CONFIG} from one place") from error
+    shapes: dict[str, tuple[int, ...]] = {
+        "vision_model.embeddings.position_embedding.weight": (vision.num_patches + 1, vision.hidden_size),
+        "text_model.embeddings.position_embedding.weight": (text.max_position_embeddings, text.hidden_size),
+        "vision_decoder.position_embeddings": (1, decoder.num_patches, decoder.hidden_size),
+    }
+    _compare(path, header.tensors, shapes)
+
+
+def _not_whole(path: Path, error: Exception) -> InputError:
+    remedy = "fetch it again"
+    with suppress(OSError), path.open("rb") as file:
+        remedy = "run `git lfs pull`" if file.read(8) == b"version " else remedy
+    return InputError(f"{str(path)!r} is not a whole safetensors file ({one_line(error)}): {remedy}")
 
 
 class _Unfilled(TorchFunctionMode):
@@ -268,13 +303,26 @@ def save_description(model: QLIP, folder: Path) -> None:
             part.save(folder)
 
 
-def load_description(folder: Path, name: str = "unnamed", image_size: int | Sequence[int] | None = None) -> QLIP:
+def load_description(
+    folder: Path,
+    name: str = "unnamed",
+    image_size: int | Sequence[int] | None = None,
+    header: Header | None = None,
+) -> QLIP:
     """What `save_description` wrote, as a model whose weights are on the meta device.
 
+    Args:
+        folder: where it is.
+        name: of the model.
+        image_size: as `load` takes it.
+        header: of the weights, which the configuration is then compared with before anything is made.
+
     Raises:
-        InputError: a file is broken, or `image_size` holds no whole patches.
+        InputError: a file is broken, `image_size` holds no whole patches, or the weights are of another model.
     """
     config = _read_config(folder / CONFIG)
+    if header is not None:
+        _check_scale(config, header, folder / WEIGHTS)
     processor, words = read_companions(folder, config)
     if image_size is not None:
         config = config.at_size(image_size)

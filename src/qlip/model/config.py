@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from qlip.errors import InputError, as_integer
+from qlip.guarded import check_sizes, typed
 
 Grid = tuple[int, int]
 """Rows and columns of patches, which are those of tokens."""
@@ -221,7 +222,7 @@ class QLIPConfig:
             if not isinstance(config.get(key), dict):
                 raise InputError(f"config has no section {key!r}: this is not a QLIP tokenizer's config.json")
         vision = config["vision_config"]
-        quantizer = vision.get("quantizer_cfg") or {}
+        quantizer = typed(dict[str, Any], vision.get("quantizer_cfg") or {}, "config: quantizer_cfg")
         _check_supported(vision, quantizer)
         decoder = _read(ImageTowerConfig, config["decoder_config"])
         if vision.get("hidden_size_post_q", decoder.hidden_size) != decoder.hidden_size:
@@ -266,12 +267,7 @@ def _read(cls, source: dict[str, Any], **given):
     for f in fields(cls):
         if f.name in given or f.name not in source:
             continue
-        value, expected = source[f.name], type(f.default)
-        if expected is float and type(value) is int:
-            value = float(value)
-        if type(value) is not expected:
-            raise InputError(f"config: {f.name} is {value!r}, not {expected.__name__}: correct config.json")
-        values[f.name] = value
+        values[f.name] = typed(type(f.default), source[f.name], f"config: {f.name}")
     return cls(**values)
 
 
@@ -289,13 +285,10 @@ def _check_supported(vision: dict[str, Any], quantizer: dict[str, Any]) -> None:
 def _check(config: QLIPConfig) -> None:
     """Reject what cannot be built, naming field, value and remedy."""
     vision, text, decoder, quantizer = config.vision, config.text, config.decoder, config.quantizer
-    if config.projection_dim < 1:
-        raise InputError(f"projection_dim is {config.projection_dim}: it must be at least 1")
+    check_sizes({"projection_dim": config.projection_dim})
     for name, tower in {"vision": vision, "text": text, "decoder": decoder}.items():
-        for f in fields(tower):
-            is_count = f.type is int and not f.name.endswith("_token_id")
-            if is_count and getattr(tower, f.name) < 1:
-                raise InputError(f"{name}.{f.name} is {getattr(tower, f.name)}: it must be at least 1")
+        counts = [f.name for f in fields(tower) if f.type is int and not f.name.endswith("_token_id")]
+        check_sizes({f"{name}.{count}": getattr(tower, count) for count in counts})
         if tower.hidden_size % tower.num_attention_heads:
             raise InputError(
                 f"{name}.hidden_size {tower.hidden_size} is not a multiple of "
@@ -316,7 +309,8 @@ def _check(config: QLIPConfig) -> None:
             )
     if vision.grid_size != decoder.grid_size:
         raise InputError(f"vision has {vision.grid_size} patches a side and decoder {decoder.grid_size}")
-    vision.grid_of(*config.size)
+    rows, columns = vision.grid_of(*config.size)
+    check_sizes({"num_patches": vision.num_patches, "number of tokens": rows * columns})
     if not 1 <= quantizer.embed_dim <= 63:
         raise InputError(f"quantizer.embed_dim is {quantizer.embed_dim}: a token has 1 to 63 bits")
     if quantizer.group_size < 1 or quantizer.embed_dim % quantizer.group_size:

@@ -4,12 +4,12 @@ The client's environment variables hold as everywhere: HF_ENDPOINT, HF_HUB_OFFLI
 """
 
 import errno
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qlip.errors import InputError, one_line
+from qlip.guarded import weight_files
 
 CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
 INDEX = f"{WEIGHTS}.index.json"  # of weights in shards
@@ -56,7 +56,9 @@ def fetch(repo: str, revision: str | None = None, sharded: bool = False) -> Path
     with _explained(repo, INDEX, commit), suppress(EntryNotFoundError):
         index = hf_hub_download(repo, INDEX, revision=commit) if sharded else None
     if index:
-        for shard in sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())):
+        with _explained(repo, INDEX, commit):
+            shards = weight_files(Path(index))
+        for shard in shards:
             with _explained(repo, shard, commit):
                 hf_hub_download(repo, shard, revision=commit)
         return folder

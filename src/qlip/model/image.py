@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from qlip.errors import InputError, one_line
+from qlip.guarded import read_json
 from qlip.image_files import TooLarge, max_pixels, open_image, orientation_of, read_file
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
@@ -307,7 +308,7 @@ class ImageProcessor:
             InputError: the file is missing or malformed; names the file and the field.
         """
         try:
-            config = json.loads(Path(path).read_text(encoding="utf-8"))
+            config = read_json(path)
             if not isinstance(config, dict):
                 raise InputError("it holds no JSON object")
             return cls.from_dict(config)

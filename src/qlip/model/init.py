@@ -4,7 +4,6 @@ A source's keys are renamed to ours (docs/paper.md section 1, "From EVA-CLIP"); 
 or the context is resized; what the source does not have stays as it is. The report says which is which.
 """
 
-import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qlip.errors import InputError, one_line
+from qlip.guarded import read_json
 from qlip.model.checkpoint import DERIVED
 from qlip.model.config import TextConfig
 from qlip.model.hub import CONFIG, PICKLES, conversion
@@ -210,7 +210,7 @@ def _check_config(path: Path, ours: TextConfig) -> None:
     if not path.is_file():
         return
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         theirs = values.get("text_config", values)
         found = {name: theirs[name] for name in ("num_attention_heads", "layer_norm_eps") if name in theirs}
         found["hidden_act"] = theirs.get("hidden_act", "quick_gelu")  # transformers' default

@@ -18,9 +18,10 @@ from tokenizers import (
     trainers,
 )
 from tokenizers.models import BPE
-from torch import Tensor
+from torch import Tensor, nn
 
 from qlip.errors import InputError, one_line
+from qlip.guarded import parse_json
 
 T = TypeVar("T")
 
@@ -238,7 +239,7 @@ def _read(file: Path, parse: Callable[[str], T]) -> T:
 
 
 def _parse_object(text: str) -> dict[str, Any]:
-    values = json.loads(text)
+    values = parse_json(text)
     if not isinstance(values, dict):
         raise InputError("it holds no JSON object")
     return values
@@ -309,3 +310,21 @@ def check_text(text: Any) -> str:
     except UnicodeEncodeError as error:
         raise InputError(f"the text {text!r:.60} is not valid Unicode: {error.reason}") from error
     return text
+
+
+def context_length(tokenizer: Any, model: nn.Module, config: Any) -> int:
+    """The most tokens of a text that a model of `transformers` reads.
+
+    Args:
+        tokenizer: the model's. Its `model_max_length` is a huge number where its files do not say.
+        model: has a table of positions, or none, as T5 has not.
+        config: of its text encoder.
+    """
+    limits = [tokenizer.model_max_length]
+    if count := getattr(config, "max_position_embeddings", None):
+        limits.append(count)
+    for name, table in model.named_modules():
+        # RoBERTa and its kin number positions from after the padding id.
+        if isinstance(table, nn.Embedding) and "position" in name and table.num_embeddings == count:
+            limits.append(count if table.padding_idx is None else count - table.padding_idx - 1)
+    return min(limits)

@@ -17,6 +17,7 @@ from qlip.eval.batches import Track
 from qlip.eval.reconstruction import reconstruction
 from qlip.eval.zero_shot import zero_shot
 from qlip.files import whole_file
+from qlip.guarded import read_json
 from qlip.jobs.push import CARD
 from qlip.model.checkpoint import BUNDLED, bundled, load, save
 from qlip.model.qlip import QLIP
@@ -104,7 +105,7 @@ class _Stage:
 
 def _stages(run: Path) -> list[_Stage]:
     """The run, and before it the one whose tokenizer it began with, if that is on this machine."""
-    settings = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
+    settings = read_json(run / "recipe.json")
     before = _origin(settings["recipe"].get("tokenizer"))
     _hide_folders(settings["recipe"])
     return [*(_stages(before) if before else []), _Stage(settings, read_log(run / "log.jsonl"))]

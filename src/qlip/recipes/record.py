@@ -1,11 +1,10 @@
 """What a run says of itself: `recipe.json`, its recipe and when it was started and resumed."""
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,8 +13,9 @@ import torch
 
 from qlip.data.journal import SKIPPED
 from qlip.environment import environment
-from qlip.errors import InputError
-from qlip.files import whole_file
+from qlip.errors import InputError, one_line
+from qlip.files import write_json
+from qlip.guarded import read_json, read_object, typed
 from qlip.recipes.plain import from_plain, to_plain
 from qlip.train.checkpoint import checkpoint_step, latest_checkpoint
 from qlip.train.distributed import on_all_ranks, world_size
@@ -70,10 +70,13 @@ def read_recipe(path: str | Path, kinds: Mapping[int | str, type]) -> Any:
         InputError: it is something else.
     """
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-        return from_plain(kinds[record.get("stage", 1)], record["recipe"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not a recipe ({error})") from error
+        record = read_object(path)
+        stage = typed(int | str, record.get("stage", 1), "stage")  # type: ignore[arg-type]
+        if stage not in kinds or "recipe" not in record:
+            raise InputError(f"stage is {stage!r:.40}" if "recipe" in record else "it has no 'recipe'")
+        return from_plain(kinds[stage], record["recipe"])
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a recipe ({one_line(error)})") from error
 
 
 def check_steps(out: Path, steps: int) -> None:
@@ -83,7 +86,7 @@ def check_steps(out: Path, steps: int) -> None:
         InputError: it was not: it would go on in the middle of another schedule.
     """
     path = out / "recipe.json"
-    if path.exists() and (found := _read_record(path)["recipe"]["fit"]["steps"]) != steps:
+    if path.exists() and (found := _fit(path).get("steps")) != steps:
         raise InputError(f"{out} holds a run of {found} steps, not {steps}: name another --out")
 
 
@@ -93,7 +96,7 @@ def kept_best(out: Path) -> str:
     Raises:
         InputError: it keeps none, or the folder holds no run.
     """
-    if best := _read_record(out / "recipe.json")["recipe"].get("fit", {}).get("best"):
+    if best := _fit(out / "recipe.json").get("best"):
         return best
     raise InputError(f"{out} keeps no best checkpoint: name a number of its evaluations with --best")
 
@@ -101,8 +104,8 @@ def kept_best(out: Path) -> str:
 def is_record(path: str | Path, stage: int | str) -> bool:
     """Whether it is the `recipe.json` of a run of this stage."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))["stage"] == stage
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_object(path).get("stage") == stage
+    except (OSError, InputError):
         return False
 
 
@@ -118,7 +121,7 @@ def settle(recipe: R, device: torch.device, out: Path | None) -> R:
         InputError: the run's record cannot be read.
     """
     if out and (out / "recipe.json").exists():
-        was = on_all_ranks(partial(_read_record, out / "recipe.json"))["recipe"]
+        was = on_all_ranks(partial(_read_record, out / "recipe.json")).recipe
         open_ones = [name for name in ("precision", "attention") if getattr(recipe, name) == "auto"]
         recipe = replace(recipe, **{name: was[name] for name in open_ones if name in was})
         logger.info("precision: %s, as in the run until now", recipe.precision)
@@ -147,39 +150,48 @@ def write_record(
     checkpoint, segments = latest_checkpoint(out), []
     if checkpoint:
         record = _read_record(path)
-        segments, before = record["segments"], record["recipe"]
+        segments, before = list(record.segments), record.recipe
         with suppress(InputError):  # fields that are newer than the record had the values of their defaults
             before = to_plain(from_plain(type(recipe), before))
-        known = content is not None and record["content"] is not None
-        if known and record["content"] != content:
+        known = content is not None and record.content is not None
+        if known and record.content != content:
             raise InputError(
                 f"{out} holds a run on other data or models than these: give it its own, or another --out"
             )
         if name := _change(before, plain, _MAY_CHANGE | _MAY_MOVE if known else _MAY_CHANGE):
             raise InputError(f"{out} holds a run with another {name!r}: resume with its recipe.json as RECIPE")
-        if record["num_samples"] != num_samples:
-            was = record["num_samples"]
+        if record.num_samples != num_samples:
+            was = record.num_samples
             raise InputError(f"{out} holds a run on {was} samples, now there are {num_samples}: give it its data")
     else:
         (out / SKIPPED).unlink(missing_ok=True)  # of a run that never saved
     first_step = checkpoint_step(checkpoint) + 1 if checkpoint else 1
     segment = {"first_step": first_step, "world_size": world_size(), "fit": plain["fit"]}
     segments.append(segment | {"environment": environment(recipe.device)})
-    with whole_file(path) as unfinished:
-        record = {"stage": stage, "num_samples": num_samples, "content": content}
-        record |= {"recipe": plain, "segments": segments}
-        unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    about = {"stage": stage, "num_samples": num_samples, "content": content}
+    write_json(path, about | {"recipe": plain, "segments": segments})
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Record:
+    recipe: dict[str, Any]
+    segments: tuple[dict[str, Any], ...]
+    num_samples: int | None
+    content: str | None = None  # older records have none
+
+
+def _read_record(path: Path) -> _Record:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        found = {name: record[name] for name in ("recipe", "segments", "num_samples")}
-        return found | {"content": record.get("content")}  # older records have none
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return typed(_Record, read_json(path), unknown="ignore")
+    except (OSError, InputError) as error:
         raise InputError(
-            f"{path}: not the record of a run ({error}): put it back, or choose another --out"
+            f"{path}: not the record of a run ({one_line(error)}): put it back, or choose another --out"
         ) from error
+
+
+def _fit(path: Path) -> dict[str, Any]:
+    fit = _read_record(path).recipe.get("fit")
+    return fit if isinstance(fit, dict) else {}
 
 
 def _change(was: Any, now: Any, may_change: set[str], name: str = "") -> str | None:

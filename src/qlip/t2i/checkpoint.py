@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from qlip.environment import resolve_device
 from qlip.errors import InputError, one_line
 from qlip.files import save_tensors
-from qlip.lm.config import LMConfig, RopeScaling
+from qlip.guarded import check_layers, read_header, read_json, read_object, typed
 from qlip.model.checkpoint import BUNDLED
 from qlip.t2i.config import T2IConfig
 from qlip.t2i.model import T2I
@@ -77,11 +77,12 @@ def load(
             f"{str(folder)!r} was trained on ids {config.id_hash} of {config.tokenizer!r}, these are {id_hash}: "
             "use the tokenizer that it was trained with"
         )
-    model = skeleton(config)
     try:
+        check_layers(config.lm.num_hidden_layers, read_header(folder / WEIGHTS))
+        model = skeleton(config)
         weights = load_file(folder / WEIGHTS)
         model.load_state_dict({name: value.to(place, dtype) for name, value in weights.items()}, assign=True)
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, InputError, SafetensorError, RuntimeError) as error:
         raise InputError(
             f"{str(folder / WEIGHTS)!r} is not the model of its {CONFIG}: {one_line(error)}"
         ) from error
@@ -96,7 +97,7 @@ def find(name: str | os.PathLike[str]) -> Path:
 def bundled() -> list[str]:
     """Names of the models that come with this package."""
     configs = BUNDLED.glob(f"*/{CONFIG}")
-    return sorted(path.parent.name for path in configs if json.loads(path.read_bytes()).get("model_type") == KIND)
+    return sorted(path.parent.name for path in configs if read_json(path).get("model_type") == KIND)
 
 
 def skeleton(config: T2IConfig) -> T2I:
@@ -113,14 +114,11 @@ def read_config(folder: Path) -> T2IConfig:
     """
     path = folder / CONFIG
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_object(path)
         if values.pop("model_type", None) != KIND:
-            raise ValueError(f"model_type is not {KIND}")
-        lm = values.pop("lm")
-        scaling = lm.pop("rope_scaling", None)
-        lm = LMConfig(**lm, rope_scaling=scaling and RopeScaling(**scaling))
-        return T2IConfig(lm=lm, grid=tuple(values.pop("grid")), **values)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+            raise InputError(f"model_type is not {KIND}")
+        return typed(T2IConfig, values)
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{str(folder)!r} is not a text-to-image model ({path.name}: {one_line(error)}): use a bundled one "
             f"({', '.join(bundled()) or 'there is none'}), or a folder such as RUN/model"

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from qlip.bits import check_bits
 from qlip.errors import InputError
+from qlip.guarded import check_sizes
 from qlip.lm.config import LMConfig
 
 Embedding = Literal["table", "bits"]
@@ -72,18 +74,16 @@ class T2IConfig:
     head: Head = "sequence"
 
     def __post_init__(self):
-        if self.bits < 1 or self.num_bits % self.bits:
-            raise InputError(f"bits {self.bits} does not divide the {self.num_bits} bits of a token")
-        if self.bits > 20:
-            raise InputError(f"bits {self.bits} makes a vocabulary of 2^{self.bits}: use at most 20")
+        check_bits(self.num_bits, self.bits)
+        check_sizes({"grid": min(self.grid), "number of tokens": self.grid[0] * self.grid[1]})
+        check_sizes({"num_text_tokens": self.num_text_tokens})
+        check_sizes({"condition_width": self.condition_width + 1, "num_classes": self.num_classes + 1})
         if not 0 <= self.condition_dropout < 1:
             raise InputError(f"condition_dropout is {self.condition_dropout}: it must be a share in [0, 1)")
         if self.embedding not in ("table", "bits"):
             raise InputError(f"embedding is {self.embedding!r}: choose table or bits")
         if self.head not in ("sequence", "parallel", "chain"):
             raise InputError(f"head is {self.head!r}: choose sequence, parallel or chain")
-        if self.num_text_tokens < 1:
-            raise InputError(f"num_text_tokens is {self.num_text_tokens}: it must be at least 1")
         wanted = _shape(self.num_bits, self.bits, self.grid, self.num_text_tokens, self.head)
         wanted |= {"rope_axes": 2, "tie_word_embeddings": False}
         for name, value in wanted.items():
@@ -98,8 +98,7 @@ class T2IConfig:
     @classmethod
     def of(cls, size: LMConfig, *, num_bits: int, bits: int, grid: tuple[int, int], **rest) -> "T2IConfig":
         """A model of a size, such as one of `SIZES`, with the vocabulary and the length that its tokens ask."""
-        if bits < 1 or num_bits % bits:
-            raise InputError(f"bits {bits} does not divide the {num_bits} bits of a token")
+        check_bits(num_bits, bits)
         shape = _shape(num_bits, bits, grid, rest["num_text_tokens"], rest.get("head", "sequence"))
         return cls(replace(size, rope_axes=2, **shape), num_bits, bits, grid, **rest)
 

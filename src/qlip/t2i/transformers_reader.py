@@ -4,14 +4,13 @@ Of `qlip.t2i` the one file that imports it.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qlip.environment import resolve_device
 from qlip.errors import InputError, MissingExtra, one_line
-from qlip.model.text import check_text
+from qlip.model.text import check_text, context_length
 from qlip.t2i.condition import check_length
 
 try:
@@ -20,24 +19,6 @@ except ImportError as error:
     raise MissingExtra(
         "an encoder as condition needs the library `transformers`: pip install 'open-qlip[transformers]'"
     ) from error
-
-
-def context_length(tokenizer: Any, model: nn.Module, config: Any) -> int:
-    """The most tokens of a text that a model of `transformers` reads.
-
-    Args:
-        tokenizer: the model's. Its `model_max_length` is a huge number where its files do not say.
-        model: has a table of positions, or none, as T5 has not.
-        config: of its text encoder.
-    """
-    limits = [tokenizer.model_max_length]
-    if count := getattr(config, "max_position_embeddings", None):
-        limits.append(count)
-    for name, table in model.named_modules():
-        # RoBERTa and its kin number positions from after the padding id.
-        if isinstance(table, nn.Embedding) and "position" in name and table.num_embeddings == count:
-            limits.append(count if table.padding_idx is None else count - table.padding_idx - 1)
-    return min(limits)
 
 
 class TransformersReader:

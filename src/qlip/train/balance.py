@@ -5,12 +5,12 @@ Their gradients differ by two to three orders of magnitude (the paper's Figure 5
 that. `Balance` measures the gradients themselves instead, now and then, as VQGAN does at every step.
 """
 
-import json
 from pathlib import Path
 
 import torch
 
 from qlip.errors import InputError
+from qlip.guarded import read_object, typed
 from qlip.train.caching import Terms
 
 LIMIT_SHARE = 0.1
@@ -79,8 +79,8 @@ def read_calibration(path: Path) -> float:
         InputError: it is missing or is no such file.
     """
     try:
-        ratio = float(json.loads(path.read_text(encoding="utf-8"))["ratio"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        ratio = typed(float, read_object(path).get("ratio"), "ratio")
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a calibration ({error}): write it with `qlip calibrate`") from error
     if not 0 < ratio < float("inf"):
         raise InputError(f"{path}: its ratio is {ratio}, which must be positive: run `qlip calibrate` again")

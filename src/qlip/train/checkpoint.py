@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -30,10 +31,30 @@ from torch.distributed.tensor import DTensor
 
 from qlip.errors import InputError, SharedError, one_line
 from qlip.files import checksum, save_tensors
+from qlip.guarded import inside, read_json, typed
 from qlip.train.distributed import any_rank, gather_rows, on_all_ranks, rank, world_size
 from qlip.train.measures import measure
 
 Shapes = dict[str, tuple[list[int], torch.dtype]]
+
+
+@dataclass(frozen=True)
+class Info:
+    """What `checkpoint.json` says.
+
+    Attributes:
+        step: after which it was written.
+        results: of the evaluation of this step.
+        world_size: number of processes.
+        shapes: of the tensors, by name.
+        checksums: of the processes' files, by name; older checkpoints have none.
+    """
+
+    step: int
+    results: dict[str, Any]
+    world_size: int
+    shapes: dict[str, list[int]]
+    checksums: dict[str, str] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -62,7 +83,7 @@ class Checkpoints:
         if rank() == 0:
             self._sweep()
         leader = best_checkpoint(out, best) if best else None
-        self._record = _info(leader)["results"][best] if leader else math.nan
+        self._record = _score(leader, best) if best and leader else math.nan
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -180,7 +201,7 @@ def best_checkpoint(out: Path, name: str) -> Path | None:
     Raises:
         InputError: a checkpoint is damaged.
     """
-    scores = {path: _info(path)["results"].get(name, math.nan) for path in _checkpoints(out)}
+    scores = {path: _score(path, name) for path in _checkpoints(out)}
     found = [path for path, score in scores.items() if not math.isnan(score)]
     choose = min if measure(name).lower_is_better else max
     return choose(found, key=scores.__getitem__, default=None)
@@ -223,11 +244,11 @@ def read_tensors(path: Path, prefix: str | tuple[str, ...]) -> dict[str, Tensor]
     Raises:
         InputError: it is damaged, or has none such.
     """
+    _verify(path)
     saved = {name: kind for name, kind in _open(path).items() if name.startswith(prefix)}
     if not saved:
         raise InputError(f"{path} has no tensors whose names begin with {prefix!r}")
     tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in saved.items()}
-    _verify(path)
     _read(path, tensors)
     return tensors
 
@@ -295,10 +316,10 @@ def _compare(path: Path, state: dict[str, Tensor]) -> None:
 
 def _open(path: Path) -> Shapes:
     """What a checkpoint holds, after a look that all of it is there."""
-    shapes = _info(path)["shapes"]
+    shapes = _info(path).shapes
     try:
         saved: dict[str, Any] = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise _damaged(path, error) from error
     for name, shape in shapes.items():
         there = sum(chunk.sizes.numel() for chunk in saved[name].chunks) if name in saved else -1
@@ -309,10 +330,10 @@ def _open(path: Path) -> Shapes:
 
 def _verify(path: Path, rank: int = 0, world_size: int = 1) -> None:
     """Compare a rank's share of a checkpoint's files with their checksums, which older checkpoints lack."""
-    for name, found in sorted(_info(path)["checksums"].items())[rank::world_size]:
+    for name, found in sorted(_info(path).checksums.items())[rank::world_size]:
         try:
-            whole = checksum(path / name) == found
-        except OSError as error:
+            whole = checksum(inside(path, name)) == found
+        except (OSError, InputError) as error:
             raise _damaged(path, error) from error
         if not whole:
             raise _damaged(path, ValueError(f"{name} is not what was written"))
@@ -334,12 +355,16 @@ def _damaged(path: Path, error: BaseException) -> InputError:
     return InputError(f"{path}: not a readable checkpoint ({one_line(error)}); delete it to use the one before")
 
 
-def _info(path: Path) -> dict[str, Any]:
+def _score(path: Path, name: str) -> float:
+    """An evaluation's number at a checkpoint; NaN without one."""
+    score = _info(path).results.get(name)
+    return float(score) if isinstance(score, int | float) else math.nan
+
+
+def _info(path: Path) -> Info:
     try:
-        info = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
-        found = {name: info[name] for name in ("step", "results", "world_size", "shapes")}
-        return found | {"checksums": info.get("checksums", {})}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return typed(Info, read_json(path / "checkpoint.json"), unknown="ignore")
+    except (OSError, InputError) as error:
         raise _damaged(path, error) from error
 
 

@@ -7,12 +7,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
 from qlip.errors import InputError, one_line
 from qlip.files import whole_file
+from qlip.guarded import parse_json, typed
 from qlip.train.distributed import rank, world_size
 from qlip.train.flops import peak_flops
 from qlip.train.terminal import Terminal
@@ -138,15 +140,20 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The entries of a `log.jsonl`."""
-    return [json.loads(line) for line in _lines(path)]
+    """The entries of a `log.jsonl`; lines that are damaged, such as one cut off by a crash, are left out."""
+    return [entry for _, entry in _lines(path)]
 
 
-def _lines(path: Path) -> list[str]:
-    """Complete lines; one cut off by a crash is dropped."""
-    if not path.exists():
-        return []
-    return [line + "\n" for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line.endswith("}")]
+def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, float]]]:
+    """Complete lines and their entries."""
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+        try:
+            entry = typed(dict[str, Any], parse_json(line), "the line")
+            typed(int, entry.get("step"), "step")
+        except InputError:
+            continue
+        if line.endswith(b"\n") and all(type(value) in (int, float) for value in entry.values()):  # NaN is one
+            yield line, entry
 
 
 def _numbers(values: Values) -> dict[str, float]:
@@ -172,9 +179,9 @@ class _Folder(Sink):
 
     def __init__(self, out: Path, start_step: int):
         self.path = out / "log.jsonl"
-        kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= start_step]
+        kept = [line for line, entry in _lines(self.path) if entry["step"] <= start_step]
         with whole_file(self.path) as unfinished:
-            unfinished.write_text("".join(kept), encoding="utf-8")
+            unfinished.write_bytes(b"".join(kept))
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, entry: dict[str, float]) -> None:

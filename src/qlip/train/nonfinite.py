@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qlip.errors import InputError, SharedError, one_line
 from qlip.files import save_tensors
+from qlip.guarded import read_json
 from qlip.train.checkpoint import Checkpoints, latest_checkpoint, load_checkpoint
 from qlip.train.distributed import barrier, on_all_ranks, rank, seed_step, world_size
 from qlip.train.task import Batch, NonFinite, Task
@@ -89,7 +90,7 @@ def _read(folder: Path) -> tuple[list[str], dict[str, Any]]:
 
 
 def _report(folder: Path, of: int) -> dict[str, Any]:
-    return json.loads((folder / f"report-{of}.json").read_text(encoding="utf-8"))
+    return read_json(folder / f"report-{of}.json")
 
 
 def for_json(values: dict[str, float]) -> dict[str, float | str]:

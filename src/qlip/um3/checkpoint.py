@@ -15,6 +15,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 
 from qlip.errors import InputError, one_line
+from qlip.guarded import read_object, typed
 from qlip.lm import checkpoint as lm
 from qlip.lm.transformer import Transformer
 from qlip.model.checkpoint import BUNDLED
@@ -92,9 +93,8 @@ def read_config(folder: Path) -> UM3Config:
     """
     path = folder / CONFIG
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return UM3Config(lm=lm.read_config(folder), grid=tuple(values.pop("grid")), **values)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        return typed(UM3Config, read_object(path) | {"lm": asdict(lm.read_config(folder))})
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{str(folder)!r} is not a model of text and images ({path.name}: {one_line(error)})"
         ) from error
@@ -203,6 +203,6 @@ def _json(values: Mapping[str, Any]) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return read_object(path)
+    except (OSError, ValueError) as error:
         raise InputError(f"{str(path)!r} is not a usable model configuration: {one_line(error)}") from error

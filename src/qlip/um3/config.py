@@ -3,7 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from qlip.bits import check_bits
 from qlip.errors import InputError
+from qlip.guarded import check_sizes
 from qlip.lm.config import LMConfig
 from qlip.lm.image_ids import ImageIds
 
@@ -43,7 +45,8 @@ class UM3Config:
     softmax: Softmax = "separate"
 
     def __post_init__(self):
-        _check_bits(self.num_bits, self.bits)
+        check_bits(self.num_bits, self.bits)
+        check_sizes({"grid": min(self.grid), "number of tokens": self.grid[0] * self.grid[1]})
         if self.softmax not in ("separate", "joint"):
             raise InputError(f"softmax is {self.softmax!r}: choose separate or joint")
         frame = {"boi": self.boi, "eoi": self.eoi, "bos": self.bos, "eos": self.eos}
@@ -94,7 +97,7 @@ class UM3Config:
         Raises:
             InputError: the base names no bos or eos, or the numbers do not fit each other.
         """
-        _check_bits(num_bits, bits)
+        check_bits(num_bits, bits)
         eos = base.eos_token_id[0] if isinstance(base.eos_token_id, tuple) else base.eos_token_id
         if base.bos_token_id is None or eos is None:
             raise InputError("the language model's config.json lacks bos_token_id or eos_token_id: add them there")
@@ -133,10 +136,3 @@ class UM3Config:
     def max_caption_tokens(self) -> int:
         """Ids of the longest caption after which a picture can be drawn."""
         return self.lm.max_position_embeddings + 1 - self.num_image_tokens - 2  # BOS and BOI; the last is not read
-
-
-def _check_bits(num_bits: int, bits: int) -> None:
-    if bits < 1 or num_bits % bits:
-        raise InputError(f"bits {bits} does not divide the {num_bits} bits of a token")
-    if bits > 20:
-        raise InputError(f"bits {bits} makes a vocabulary of 2^{bits} for each slot: use at most 20")

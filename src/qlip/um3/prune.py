@@ -20,6 +20,7 @@ import torch
 from tokenizers import Tokenizer
 
 from qlip.errors import InputError, one_line
+from qlip.guarded import read_object
 from qlip.lm.checkpoint import load, save
 from qlip.lm.config import LMConfig
 
@@ -75,7 +76,7 @@ def prune(folder: str | os.PathLike[str], texts: Iterable[str], num_text: int, o
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({one_line(error)}): name the folder of a Llama") from error
 

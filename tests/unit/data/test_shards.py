@@ -130,7 +130,7 @@ def test_names_of_classes_come_from_the_manifest(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"class_names": ["cat", "dog"]}))
     assert ShardSamples([path]).class_names == ("cat", "dog")
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(InputError, match=r"manifest\.json: not readable"):
+    with pytest.raises(InputError, match=r"manifest\.json: not a usable manifest"):
         ShardSamples([path])
 
 

@@ -182,7 +182,8 @@ def test_a_folder_is_a_data_set_for_others_and_whole_for_us(tmp_path):
     with pytest.raises(InputError, match=r"has no _manifest\.json, so it may not be whole"):
         TokenFiles.open([tmp_path])
     assert len(TokenFiles.open(sorted(tmp_path.glob("*.parquet"))).keys()) == 2
-    manifest = {"shards": [{"name": f"tokens-{i}.parquet"} for i in range(2)], "lost": []}
+    shards = [{"name": f"tokens-{i}.parquet", "num_rows": 1} for i in range(2)]
+    manifest = {"format": FORMAT.describe(), "shards": shards, "sha256": {}, "failures": [], "lost": []}
     for name in ("manifest.json", "_manifest.json"):  # by the old name, too
         (tmp_path / name).write_text(json.dumps(manifest))
         assert len(TokenFiles.open([tmp_path]).keys()) == 2

@@ -31,7 +31,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(("method", "start"), [("fork", "end_with_run"), ("forkserver", "outlive_sigterm")])
+@pytest.mark.parametrize(("method", "start"), [("fork", "end_with_run"), ("forkserver", "outlive_signals")])
 def test_workers_end_within_two_seconds_of_a_killed_run(tmp_path, method, start):
     """Each of them holds a lock, which the system lets go when it has ended."""
     script = tmp_path / "run.py"

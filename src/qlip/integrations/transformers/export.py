@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qlip.files import whole_file
+from qlip.guarded import read_json
 from qlip.model.hub import CONFIG, PREPROCESSOR
 from qlip.model.qlip import QLIP
 
@@ -69,7 +70,7 @@ def write_generation(out: Path, settings: dict[str, Any]) -> None:
 
 def _update(file: Path, changes: dict[str, Any]) -> None:
     """Change some values of a JSON file, of its sections too."""
-    values = json.loads(file.read_text(encoding="utf-8"))
+    values = read_json(file)
     for key, value in changes.items():
         values[key] = values.get(key, {}) | value if isinstance(value, dict) else value
     with whole_file(file) as path:
