@@ -108,7 +108,7 @@ def read_file(path: str | os.PathLike[str], pipes: bool = False) -> bytes:
     Raises:
         InputError: it is not there, no such file, or larger than `QLIP_MAX_IMAGE_BYTES`; the reason alone.
     """
-    limit = _limit("QLIP_MAX_IMAGE_BYTES", 1 << 29)
+    limit = max_bytes()
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
@@ -141,6 +141,11 @@ def allows_outside() -> bool:
 def allow_outside() -> None:
     """Let rows name files outside of their own folder, in this process and those that it starts."""
     os.environ["QLIP_ALLOW_OUTSIDE"] = "1"
+
+
+def max_bytes() -> int:
+    """Bytes that the file of an image may have."""
+    return _limit("QLIP_MAX_IMAGE_BYTES", 1 << 29)
 
 
 def max_pixels() -> int:

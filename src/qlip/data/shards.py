@@ -25,38 +25,69 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from qlip.data.samples import BadSample, Fault, Joined, Samples, captions_of, describe, lines_of
 from qlip.data.values import decode, printable
 from qlip.data.walk import is_in_left
 from qlip.errors import InputError, one_line
 from qlip.guarded import parse_json, read_json, typed
-from qlip.image_files import IMAGE_SUFFIXES
+from qlip.image_files import IMAGE_SUFFIXES, max_bytes
 
 T = TypeVar("T")
 FIELDS = ("image", "json", "txt", "cls")
 MANIFEST = "manifest.json"
+_HEADER_BYTES = 1 << 20  # of a long name, or of what PAX says
+_EMPTY = (tarfile.DIRTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
+_LONGEST_NAME = 90  # that a header of one block surely holds, with its suffix
 _PLACES = [(f"{field}_{what}", pa.int64()) for field in FIELDS for what in ("offset", "size")]
 _INDEX = pa.schema([("key", pa.string()), *_PLACES])
-_INDEX_VERSION = "2"  # whoever changes what is found in a shard counts it up
+_INDEX_VERSION = "3"  # whoever changes what is found in a shard counts it up
 
 
 class Member(tarfile.TarInfo):
-    """A member of a shard. tarfile alone takes a damaged header for the end, and that of a file for a shard's."""
+    """A member of a shard. tarfile alone takes a damaged header for the end, and that of a file for a shard's.
+
+    No header is larger than `_HEADER_BYTES`, and no member than an image may be.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Member":
+        """A member from its header.
+
+        Raises:
+            tarfile.HeaderError: it is damaged, or of a size that no member has.
+        """
+        member = super().frombuf(buf, encoding, errors)
+        most = max_bytes() if member.isreg() else _HEADER_BYTES
+        if member.size < 0 or (member.size > most and member.type not in _EMPTY):
+            raise tarfile.HeaderError(f"{member.name!r:.80} is said to have {member.size:,} bytes")
+        return member
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> "Member":
         """The next member.
 
         Raises:
-            tarfile.ReadError: there is none, nor the mark of the end.
+            tarfile.ReadError: there is none, nor the mark of the end; or it is sparse.
         """
+        offset = tar.offset
         try:
-            return super().fromtarfile(tar)
+            member = super().fromtarfile(tar)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"damaged at byte {tar.offset:,}: {error}") from error
+        except (
+            tarfile.HeaderError,
+            ValueError,
+            LookupError,
+            ArithmeticError,
+            RecursionError,
+            MemoryError,
+        ) as error:
+            raise tarfile.ReadError(f"damaged at byte {offset:,}: {one_line(error)}") from error
+        if member.issparse() or not 0 <= member.size <= max_bytes():
+            raise tarfile.ReadError(f"{member.name!r:.80} at byte {offset:,} is sparse, or larger than an image")
+        return member
 
 
 class ShardSamples(Joined):
@@ -114,11 +145,26 @@ class Shard(Samples):
             with self._path.open("rb") as file:
                 for name in names:
                     if row[f"{name}_offset"] is not None:
-                        file.seek(row[f"{name}_offset"])
+                        file.seek(row[f"{name}_offset"] - tarfile.BLOCKSIZE)
+                        self._check(file.read(tarfile.BLOCKSIZE), row["key"], name, row[f"{name}_size"])
                         fields[name] = file.read(row[f"{name}_size"])
-        except OSError as error:
+        except (OSError, tarfile.TarError) as error:
             raise BadSample(key, f"its shard cannot be read ({one_line(error)})") from error
         return key, fields
+
+    def _check(self, header: bytes, key: str, field: str, size: int) -> None:
+        """Whether a member is the one that the index says: another shard may have taken the place of this one.
+
+        Raises:
+            tarfile.TarError: it is not.
+        """
+        member = Member.frombuf(header, tarfile.ENCODING, "surrogateescape")
+        is_plain = key.isascii() and len(key) < _LONGEST_NAME  # else its name is in a header of its own
+        named = not is_plain or (printable(_split(member.name)[0]) == key and field_of(member.name) == field)
+        if not named or member.size not in (size, 0):  # 0: a size in a header of its own
+            raise tarfile.ReadError(
+                f"it is not the one that its index was made of: delete {self._path.name}.index"
+            )
 
 
 def sample_of(key: str, fields: Mapping[str, bytes]) -> dict[str, Any]:
@@ -232,11 +278,13 @@ def _split(name: str) -> tuple[str, str]:
 
 def _read_index(path: Path) -> pa.Table:
     """The index beside a shard if it is of this version of it, else a new one."""
+    if not path.is_file():
+        raise InputError(f"{path}: not a regular file")
     stat, cache = path.stat(), path.with_name(path.name + ".index")
     stamp = f"{_INDEX_VERSION} {stat.st_size} {stat.st_mtime_ns}".encode()
-    with suppress(OSError, pa.ArrowException):
-        table = pa.ipc.open_file(pa.memory_map(os.fspath(cache))).read_all()
-        if table.schema == _INDEX and (table.schema.metadata or {}).get(b"stamp") == stamp:
+    with suppress(OSError, pa.ArrowException, ValueError, MemoryError):
+        table = pa.ipc.open_file(pa.memory_map(os.fspath(cache))).read_all() if cache.is_file() else None
+        if table and _is_index(table, stamp, stat.st_size):
             return table
     rows, fault = _scan(path)
     table = pa.Table.from_pylist(rows, _INDEX.with_metadata({b"stamp": stamp, b"fault": fault.encode()}))
@@ -248,15 +296,35 @@ def _read_index(path: Path) -> pa.Table:
     return table
 
 
+def _is_index(table: pa.Table, stamp: bytes, size: int) -> bool:
+    """Whether a table is the index of a shard: it may come with somebody's data."""
+    metadata = table.schema.metadata or {}
+    if table.schema != _INDEX or metadata.get(b"stamp") != stamp or b"fault" not in metadata:
+        return False
+    table.validate(full=True)
+    for name in FIELDS:
+        offsets, sizes = table[f"{name}_offset"], table[f"{name}_size"]
+        if not offsets.is_valid().equals(sizes.is_valid()):
+            return False
+        places = [pc.min_max(values).as_py() for values in (offsets, sizes, pc.add_checked(offsets, sizes))]
+        (first, _), (least, _), (_, end) = (place.values() for place in places)
+        if first is not None and not (first >= tarfile.BLOCKSIZE and least >= 0 and end <= size):
+            return False
+    return not table["key"].null_count
+
+
 def _scan(path: Path) -> tuple[list[dict[str, Any]], str]:
     """A row for each sample, and what ended the scan before its time."""
     rows: list[dict[str, Any]] = []
+    end = path.stat().st_size
     try:
         with tarfile.open(path, "r:", tarinfo=Member) as tar:
             members = ((m.name, (m.offset_data, m.size)) for m in tar if m.isfile())
             for key, places in grouped(members):
                 row: dict[str, Any] = {"key": key}
                 for field, (offset, size) in places.items():
+                    if offset + size > end:
+                        raise tarfile.ReadError(f"damaged: {key!r:.80} goes on behind the end")
                     row |= {f"{field}_offset": offset, f"{field}_size": size}
                 rows.append(row)
     except tarfile.TarError as error:

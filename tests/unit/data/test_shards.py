@@ -3,6 +3,7 @@ import json
 import os
 import tarfile
 
+import pyarrow as pa
 import pytest
 from tests.conftest import encoded
 
@@ -155,3 +156,91 @@ def test_names_of_members_that_are_not_utf8(tmp_path):
             tar.addfile(member, io.BytesIO(contents))
     (sample,) = Shard(tmp_path / "s.tar")
     assert sample["key"] == "s.tar/caf\\udce9" and sample["caption"] == "a cat"
+
+
+def header(name="a.png", size=0, kind=tarfile.REGTYPE, pax=None):
+    member = tarfile.TarInfo(name)
+    member.size, member.type, member.pax_headers = size, kind, pax or {}
+    return member.tobuf(tarfile.PAX_FORMAT if pax else tarfile.GNU_FORMAT)
+
+
+LONG_NAME = header("././@LongLink", 512, tarfile.GNUTYPE_LONGNAME) + b"x" * 512
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (header(size=64 << 30), "'a.png' is said to have 68,719,476,736 bytes"),
+        (header(size=1 << 62), "'a.png' is said to have"),
+        (header(size=-1024), "'a.png' is said to have -1,024 bytes"),
+        (header(size=4096), "goes on behind the end|unexpected end"),
+        (header("././@LongLink", 1 << 62, tarfile.GNUTYPE_LONGNAME), "is said to have"),
+        (header("pax", 1 << 40, tarfile.XHDTYPE), "is said to have"),
+        (LONG_NAME * 5000 + header(), "damaged at byte 0: (maximum recursion|missing or bad subsequent)"),
+        (header(pax={"GNU.sparse.map": "0,1", "GNU.sparse.size": str(1 << 62)}), "is sparse, or larger"),
+        (header(pax={"GNU.sparse.map": "x"}), "damaged|is sparse"),
+        (header(size=512, pax={"size": str(1 << 62)}), "is sparse, or larger than an image"),
+    ],
+)
+def test_sizes_that_a_file_does_not_have_cost_nothing(tmp_path, contents, message):
+    (tmp_path / "s.tar").write_bytes(contents + bytes(1024))
+    with pytest.raises(InputError, match=rf"s\.tar: not a readable shard .*({message})"):
+        Shard(tmp_path / "s.tar")
+    good = write(tmp_path / "good.tar", samples_of("bc")).read_bytes().rstrip(b"\0")
+    (tmp_path / "s.tar").write_bytes(good + bytes(-len(good) % 512) + contents + bytes(1024))
+    shard = Shard(tmp_path / "s.tar")
+    assert 1 <= len(shard) <= 2 and len(shard.unreadable) == 1
+
+
+def test_a_shard_of_the_same_size_and_time_is_told_from_the_one_before(tmp_path):
+    path = write(tmp_path / "s.tar", samples_of("ab"))
+    Shard(path)
+    stat = path.stat()
+    write(path, samples_of("cb"))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    shard = Shard(path)
+    assert shard[1]["key"] == "s.tar/b"
+    with pytest.raises(
+        BadSample, match=r"s\.tar/a: .*not the one that its index was made of: delete s\.tar\.index"
+    ):
+        shard[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["é.png", "x" * 95 + ".png", "x" * 300 + ".png", "a" * 80 + "/" + "b" * 80 + ".png"]
+)
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_names_in_headers_of_their_own(tmp_path, name, kind):
+    with tarfile.open(tmp_path / "s.tar", "w", format=kind) as tar:
+        member = tarfile.TarInfo(name)
+        member.size = len(PICTURE)
+        tar.addfile(member, io.BytesIO(PICTURE))
+    assert Shard(tmp_path / "s.tar")[0] == {"image": PICTURE, "key": f"s.tar/{name.removesuffix('.png')}"}
+
+
+def test_an_index_that_came_with_the_data_is_not_believed(tmp_path):
+    path = write(tmp_path / "s.tar", samples_of("a"))
+    Shard(path)
+    good = pa.ipc.open_file(tmp_path / "s.tar.index").read_all()
+    for changes in (
+        {"image_offset": 1 << 62},
+        {"image_offset": -512},
+        {"image_offset": 0},
+        {"image_size": 1 << 40},
+        {"image_size": -1},
+        {"image_size": None},
+        {"key": None},
+    ):
+        table = pa.Table.from_pylist([good.to_pylist()[0] | changes], good.schema)
+        with pa.ipc.new_file(tmp_path / "s.tar.index", table.schema) as writer:
+            writer.write_table(table)
+        assert Shard(path)[0] == {"image": PICTURE, "key": "s.tar/a", "caption": "a cat"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are of POSIX")
+def test_pipes_are_no_shards_and_no_indices(tmp_path):
+    os.mkfifo(tmp_path / "p.tar")
+    with pytest.raises(InputError, match=r"p\.tar: not a regular file"):
+        ShardSamples([tmp_path / "p.tar"])
+    os.mkfifo(tmp_path / "s.tar.index")
+    assert len(Shard(write(tmp_path / "s.tar", samples_of("a")))) == 1
