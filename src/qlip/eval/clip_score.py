@@ -16,8 +16,7 @@ from torch import Tensor
 
 from qlip.errors import InputError, MissingExtra, one_line
 from qlip.model.qlip import QLIP
-from qlip.model.text import check_text
-from qlip.model.text import context_length
+from qlip.model.text import check_text, context_length
 
 
 class Matcher(Protocol):

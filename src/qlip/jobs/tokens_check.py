@@ -161,9 +161,12 @@ def stats(paths: Sequence[Path], group_bits: int | None = None, track: Track = i
     first: dict[bytes, str] = {}
     equal: dict[bytes, list[str]] = {}
     for keys, ids in track(source.batches(BATCH)):
+        if ids.size and int(ids.max()) >> width:
+            raise InputError(f"an id has more than the {width} bits of its tokenizer: see `qlip tokens verify`")
         counted = _count(counted, ids.reshape(-1), size)
         distinct.add(ids)
         for key, row in zip(keys, ids, strict=True):
+            key = "(no key)" if key is None else key
             digest = hashlib.blake2b(row.tobytes(), digest_size=16).digest()
             if digest in first:
                 equal.setdefault(digest, [first[digest]]).append(key)

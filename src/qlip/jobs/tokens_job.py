@@ -26,7 +26,7 @@ from qlip.integrations.ray import Item, map_on_ray
 from qlip.jobs.pictures import say_partly
 from qlip.jobs.tokens_encoder import Encoder
 from qlip.jobs.tokens_reading import Batch, Lost, Preparer
-from qlip.jobs.tokens_shards import Place, is_file, write_manifest
+from qlip.jobs.tokens_shards import Place, is_file, remaining, write_manifest
 from qlip.jobs.tokens_source import Unit, cut, fingerprint, names, open_sources
 from qlip.machine import num_cores
 from qlip.model.image import Resize
@@ -176,7 +176,14 @@ class Work:
         return [Fault(**fault) for faults in found for fault in faults]
 
     def finish(self, lost: Sequence[Fault]) -> dict[str, Any]:
-        """Write the manifest."""
+        """Write the manifest.
+
+        Raises:
+            InputError: a file that was there, or was written, is gone.
+        """
+        if not lost and (todo := remaining(self.units, self.place.shards(self.identity))):
+            gone = self.place.path(todo[0][0].number, todo[0][1])
+            raise InputError(f"{gone} was deleted while the job ran: start it again, which does what is missing")
         used = self.encoder.used | {name: version(name) for name in ("pillow", "pyarrow")}
         used |= {"processes": str(world_size()), "engine": self.job.engine}
         return write_manifest(

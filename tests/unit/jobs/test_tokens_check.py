@@ -124,3 +124,25 @@ def test_ids_of_63_bits_and_constant_ones(tmp_path):
     found = stats([tmp_path])
     assert found["group_bits"] == 9 and found["distinct_tokens"] == 1 and sum(found["bit_entropy"]) == 0
     assert found["correlation"] == {"mean": 0.0, "largest": []} and found["bit_ones"] == [1.0] * 63
+
+
+def test_stats_of_ids_that_no_tokenizer_makes_and_of_rows_without_keys(tmp_path):
+    of = TokenFormat("a", "0" * 16, 4, (1, 2))
+    write_token_file(tmp_path / "wide.parquet", of, ["a"], np.array([[1, 16]]))
+    with pytest.raises(InputError, match="more than the 4 bits of its tokenizer"):
+        stats([tmp_path / "wide.parquet"])
+    write_token_file(tmp_path / "keyless.parquet", of, [None, None], np.array([[1, 2], [1, 2]]))
+    assert stats([tmp_path / "keyless.parquet"])["duplicates"] == [["(no key)", "(no key)"]]
+
+
+def test_a_file_that_is_deleted_while_the_job_runs_is_missed(job, tmp_path):
+    def deleting(batches):
+        for batch in batches:
+            (job.out / "tokens-00000.parquet").unlink(missing_ok=True)
+            yield batch
+
+    job = replace(job, sources=(pictures(tmp_path / "in", 6),), shard_rows=2)
+    with pytest.raises(InputError, match=r"tokens-00000\.parquet was deleted while the job ran: start it again"):
+        tokenize(job, deleting)
+    assert not (job.out / "_manifest.json").exists()
+    assert tokenize(job).num_rows == 6 and not verify(job.out)["broken"]
