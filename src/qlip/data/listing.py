@@ -5,6 +5,7 @@ is the first that there is of `PATHS`; for the words see `qlip.data.samples`. A 
 row. Rows that name what other programs leave beside images (`qlip.data.walk`) do not count.
 """
 
+import codecs
 import io
 import os
 import re
@@ -27,6 +28,7 @@ PATHS = ("image", "path", "file", "file_name", "filename", "filepath", "image_pa
 
 
 _MAYBE_LEFT = re.compile(rb"""["/\\](?:\.(?![./])|~\$|\#|__|@|(?i:thumbs|ehthumbs|desktop|icon))|~""")
+_ANY = "latin-1"  # as which all bytes can be read
 _BLOCK_BYTES = 1 << 24  # the longest row of a CSV file
 
 
@@ -43,15 +45,18 @@ class CsvSamples(Samples):
         Raises:
             InputError: it cannot be read, is UTF-16, has no column of paths, or has a column twice.
         """
-        contents = read_all(file) if piped is None else piped
+        try:
+            contents = file.read_bytes() if piped is None else piped
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read ({one_line(error)})") from error
         _check_encoding(file, contents)
         is_tsv = file.suffix.lower() == ".tsv" or (piped is not None and b"\t" in piped.partition(b"\n")[0])
         self._file, self._folder = file, file.parent if piped is None else Path()
         self.unreadable: tuple[Fault, ...] = ()
         try:
-            table = self._parsed(contents, "\t" if is_tsv else ",")
-            names = table.column_names
-        except (pa.ArrowException, UnicodeDecodeError) as error:
+            table = self._parsed(contents.removeprefix(codecs.BOM_UTF8), "\t" if is_tsv else ",")
+            names = [name.encode(_ANY).decode("utf-8", "backslashreplace") for name in table.column_names]
+        except pa.ArrowException as error:
             raise InputError(f"{file}: not a readable table ({one_line(error)}): correct it") from error
         if not set(PATHS) & set(names):
             raise InputError(f"{file}: no column of paths; its columns are {names}: name one of them {PATHS[0]!r}")
@@ -59,7 +64,8 @@ class CsvSamples(Samples):
         if twice := repeated(wanted):
             raise InputError(f"{file}: has the column {twice!r} twice: rename or delete one")
         self._table = table.select(wanted)
-        good = [not is_in_left(_path_of(row) or "") for row in self._rows([n for n in wanted if n in PATHS])]
+        paths = self._table.select([name for name in wanted if name in PATHS])
+        good = [not is_in_left(_path_of(row) or "") for row in _rows(paths)]
         if not all(good):
             self._table = self._table.filter(pa.array(good))
 
@@ -69,15 +75,12 @@ class CsvSamples(Samples):
     def read(self, index: int) -> dict[str, Any]:
         """Row `index`."""
         key = printable(f"{self._file.name}:{index}")
-        return _sample(self._table.slice(index, 1).to_pylist()[0], self._folder, key)
+        return _sample(next(_rows(self._table.slice(index, 1))), self._folder, key)
 
     def captions(self) -> Iterator[str]:
         """Those of all rows that are good."""
-        yield from captions_of(described(self._rows([n for n in self._table.column_names if n not in PATHS])))
-
-    def _rows(self, columns: list[str]) -> Iterator[dict[str, Any]]:
-        for batch in self._table.select(columns).to_batches(1000):
-            yield from batch.to_pylist()
+        words = self._table.select([name for name in self._table.column_names if name not in PATHS])
+        yield from captions_of(described(_rows(words)))
 
     def _parsed(self, contents: bytes, delimiter: str) -> pa.Table:
         """All columns of use as bytes: so what a cell holds concerns no other."""
@@ -89,10 +92,18 @@ class CsvSamples(Samples):
 
         return pa.csv.read_csv(
             io.BytesIO(contents),
-            pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),  # threads lose the numbers of rows
+            # threads lose the numbers of rows; of bytes that are no text a row with a wrong length ends all
+            pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES, encoding=_ANY),
             pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip),
             pa.csv.ConvertOptions(check_utf8=False, column_types=dict.fromkeys((*PATHS, *COLUMNS), pa.binary())),
         )
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Cells as the bytes that the file has."""
+    for batch in table.to_batches(1000):
+        for row in batch.to_pylist():
+            yield {name: cell and cell.decode().encode(_ANY) for name, cell in row.items()}
 
 
 class JsonlSamples(Samples):
@@ -154,18 +165,6 @@ class JsonlSamples(Samples):
 
     def _open(self) -> BinaryIO:
         return self._file.open("rb") if self._piped is None else io.BytesIO(self._piped)
-
-
-def read_all(file: Path) -> bytes:
-    """The contents of a file or a pipe.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({one_line(error)})") from error
 
 
 def _check_encoding(file: Path, contents: bytes) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from qlip.data.folder import FolderSamples, PictureFiles
 from qlip.data.hub import HubSamples
-from qlip.data.listing import CsvSamples, JsonlSamples, read_all
+from qlip.data.listing import CsvSamples, JsonlSamples
 from qlip.data.parquet import HELD_BYTES, ParquetFile, ParquetSamples
 from qlip.data.remote import glob_url, require_scheme
 from qlip.data.samples import Joined, Samples
@@ -27,7 +27,7 @@ from qlip.data.shards import ShardSamples
 from qlip.data.stream import RANGE, RemoteShard, SampleRange, Stream
 from qlip.data.walk import is_left, visible
 from qlip.errors import InputError
-from qlip.image_files import is_image, is_image_file
+from qlip.image_files import is_image, is_image_file, read_file
 
 Source = str | os.PathLike[str]
 logger = logging.getLogger("qlip")
@@ -155,7 +155,10 @@ def _open(source: str) -> Samples:
 
 def _open_pipe(path: Path) -> Samples:
     """What a pipe gives, such as `/dev/stdin` and `<(…)`, by its first bytes: an image, JSONL, else CSV or TSV."""
-    contents = read_all(path)
+    try:
+        contents = read_file(path, pipes=True)
+    except InputError as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
     if is_image(contents):
         return PictureFiles([str(path)], {str(path): contents})
     kind = JsonlSamples if contents.lstrip(b" \t\r\n\xef\xbb\xbf").startswith(b"{") else CsvSamples
