@@ -6,13 +6,17 @@ from typing import Annotated, Any
 import tyro
 from rich.table import Table
 
-from qlip.cli.options import Json, err, finish, print_json, print_table, say, track
+from qlip.cli.options import AT_LEAST_ONE, Group, Json, err, finish, print_json, print_table, say, track
 from qlip.machine import num_cores
 
 Sources = Annotated[
     tuple[str, ...],
     tyro.conf.Positional,
-    tyro.conf.arg(metavar="SOURCE…", help="Files, folders, URLs of shards, datasets:NAME; see docs/data.md."),
+    tyro.conf.arg(
+        metavar="SOURCE…",
+        help_behavior_hint=AT_LEAST_ONE,
+        help="Files, folders, URLs of shards, datasets:NAME; see docs/data.md.",
+    ),
 ]
 Workers = Annotated[
     int | None, tyro.conf.arg(help="Processes that decode; by default as many as there are cores.")
@@ -69,15 +73,13 @@ def check(
     return finish(found["num_samples"], _lines(found["broken"]), strict=True)
 
 
-Job = (
-    Annotated[int, tyro.conf.subcommand("pack", constructor=pack)]
-    | Annotated[int, tyro.conf.subcommand("check", constructor=check)]
+data = Group(
+    "Pack pictures and words of any source into shards, or check that they are whole.",
+    {
+        "pack": pack,
+        "check": check,
+    },
 )
-
-
-def data(code: Annotated[Job, tyro.conf.arg(name="")]) -> int:
-    """Pack pictures and words of any source into shards, or check that they are whole."""
-    return code
 
 
 def _table(found: dict[str, Any]) -> Table:

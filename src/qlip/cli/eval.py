@@ -8,7 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from qlip.cli.options import (
+    AT_LEAST_ONE,
     DEFAULT_MODEL,
+    Group,
     Json,
     Model,
     finish,
@@ -32,7 +34,11 @@ from qlip.eval.options import (
 Sources = Annotated[
     tuple[str, ...],
     tyro.conf.Positional,
-    tyro.conf.arg(metavar="SOURCE…", help="Pictures: files, folders, shards, datasets:NAME; see docs/data.md."),
+    tyro.conf.arg(
+        metavar="SOURCE…",
+        help_behavior_hint=AT_LEAST_ONE,
+        help="Pictures: files, folders, shards, datasets:NAME; see docs/data.md.",
+    ),
 ]
 
 OPTIONS, PROBE, DRAWING, SCORING = Options(), ProbeConfig(), Drawing(), Scoring()
@@ -207,21 +213,19 @@ def captions(*, predictions: Path, references: Path, out: Path | None = None, js
     return _show(evaluate_captions(predictions, references, out), json)
 
 
-Protocol = (
-    Annotated[int, tyro.conf.subcommand("zero-shot", constructor=zero_shot)]
-    | Annotated[int, tyro.conf.subcommand("retrieval", constructor=retrieval)]
-    | Annotated[int, tyro.conf.subcommand("reconstruction", constructor=reconstruction)]
-    | Annotated[int, tyro.conf.subcommand("linear-probe", constructor=linear_probe)]
-    | Annotated[int, tyro.conf.subcommand("compare", constructor=compare)]
-    | Annotated[int, tyro.conf.subcommand("t2i", constructor=t2i)]
-    | Annotated[int, tyro.conf.subcommand("um3-text", constructor=um3_text)]
-    | Annotated[int, tyro.conf.subcommand("captions", constructor=captions)]
+eval = Group(
+    "Measure tokenizers and models; every protocol writes results.json.",
+    {
+        "zero-shot": zero_shot,
+        "retrieval": retrieval,
+        "reconstruction": reconstruction,
+        "linear-probe": linear_probe,
+        "compare": compare,
+        "t2i": t2i,
+        "um3-text": um3_text,
+        "captions": captions,
+    },
 )
-
-
-def eval(code: Annotated[Protocol, tyro.conf.arg(name="")]) -> int:
-    """Measure tokenizers and models; every protocol writes results.json."""
-    return code
 
 
 def _show(found: dict[str, Any], json: bool, what: str = "pictures") -> int:

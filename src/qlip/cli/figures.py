@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from qlip.cli.options import DEFAULT_MODEL, Device, say
+from qlip.cli.options import DEFAULT_MODEL, Device, Group, say
 
 Out = Annotated[Path, tyro.conf.arg(help="Folder for the numbers and the picture.")]
 Recipe = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
@@ -87,16 +87,14 @@ def stages(
     return _written(measure(stage1, stage2, val, out, count, device))
 
 
-Figure = (
-    Annotated[int, tyro.conf.subcommand("memory", constructor=memory)]
-    | Annotated[int, tyro.conf.subcommand("gradients", constructor=gradients)]
-    | Annotated[int, tyro.conf.subcommand("stages", constructor=stages)]
+figures = Group(
+    "Measure a figure of the paper, and draw it beside the paper's numbers.",
+    {
+        "memory": memory,
+        "gradients": gradients,
+        "stages": stages,
+    },
 )
-
-
-def figures(code: Annotated[Figure, tyro.conf.arg(name="")]) -> int:
-    """Measure a figure of the paper, and draw it beside the paper's numbers."""
-    return code
 
 
 def _written(path: Path | None) -> int:

@@ -1,24 +1,28 @@
 """Commands of LLaVA with QLIP as its eye: train one, ask it, score answers."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from qlip.cli.options import CONFIG, Device, Json, print_json, say
+from qlip.cli.options import Device, Group, Json, print_json, say
 from qlip.cli.training import REPLAY, parse_recipe, stopped
 from qlip.errors import InputError
+
+if TYPE_CHECKING:
+    from qlip.recipes.llava import LlavaRecipe
 
 
 def train(*arguments: str) -> int:
     """Train a stage: `qlip llava train RECIPE --out DIR [--resume] [any field of the recipe]`."""
-    from qlip.recipes.llava import describe_recipes, do_again, load_recipe, run
+    from qlip.recipes.names import LLAVA
 
-    usage, more = USAGE + describe_recipes(), {"replay": (Path | None, None, REPLAY)}
-    args = parse_recipe("llava train", train.__doc__, usage, load_recipe, arguments, more)
+    known = {"Recipes": LLAVA}
+    args = parse_recipe("llava train", train.__doc__, USAGE, known, _load, arguments, {"replay": REPLAY})
     if isinstance(args, int):
         return args
+    from qlip.recipes.llava import do_again, run
+
     if args.replay:
         print_json(do_again(args.recipe, args.replay))
         return 0
@@ -34,9 +38,9 @@ def train(*arguments: str) -> int:
 
 
 def ask(
-    model: Annotated[Path, tyro.conf.Positional],
-    image: Annotated[Path, tyro.conf.Positional],
-    question: Annotated[str, tyro.conf.Positional],
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    image: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")],
+    question: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="QUESTION")],
     /,
     *,
     max_new_tokens: int = 128,
@@ -59,7 +63,7 @@ def ask(
 
 def score(
     benchmark: Annotated[Literal["pope", "vqa", "gqa"], tyro.conf.Positional],
-    answers: Annotated[Path, tyro.conf.Positional],
+    answers: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ANSWERS")],
     /,
     *,
     labels: Path,
@@ -83,16 +87,17 @@ def score(
     return 0
 
 
-COMMANDS: dict[str, Callable[..., int]] = {"train": train, "ask": ask, "score": score}
+llava = Group(
+    "Train a LLaVA with a tokenizer as its eye, ask it, score answers.",
+    {"train": train, "ask": ask, "score": score},
+    own_options=("train",),
+)
 
 
-def llava(*arguments: str) -> int:
-    """Train a LLaVA with a tokenizer as its eye, ask it, score answers."""
-    if arguments[:1] == ("train",):  # its options come from the recipe that it names
-        return train(*arguments[1:])
-    return tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, args=list(arguments), prog="qlip llava", description=llava.__doc__, config=CONFIG
-    )
+def _load(name: str) -> "LlavaRecipe":
+    from qlip.recipes.llava import load_recipe
+
+    return load_recipe(name)
 
 
 USAGE = """\
@@ -103,5 +108,4 @@ Train a stage of LLaVA-1.5. RECIPE is one of the names below, or the recipe.json
 option: `qlip llava train RECIPE --help` lists them. With --resume an interrupted run goes on from its latest
 checkpoint.
 
-Recipes:
 """

@@ -5,29 +5,30 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import tyro
+from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
+from rich.table import Table
 
+import qlip
 from qlip.cli import data, eval, figures, llava, t2i, tokenizer, tokens, training, um3
-from qlip.cli.options import CONFIG, err, prepare_streams, rank, visible
+from qlip.cli.options import Group, as_typed, did_you_mean, err, prepare_streams, rank, visible
 from qlip.errors import InputError, SharedError
 from qlip.machine import set_up_threads
 
-FROM_RECIPE: dict[str, Callable[..., int]] = {
-    "train": training.train,
-    "calibrate": training.calibrate,
-    "llava": llava.llava,
-}
-
-COMMANDS: dict[str, Callable[..., int]] = {
+COMMANDS: dict[str, Callable[..., int] | Group] = {
     "info": tokenizer.info,
     "verify": tokenizer.verify,
     "tokenize": tokenizer.tokenize,
     "detokenize": tokenizer.detokenize,
     "reconstruct": tokenizer.reconstruct,
     "classify": tokenizer.classify,
-    **FROM_RECIPE,
+    "train": training.train,
+    "calibrate": training.calibrate,
+    "llava": llava.llava,
     "generate": t2i.generate,
     "features": t2i.features,
     "um3": um3.um3,
@@ -40,6 +41,16 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "figures": figures.figures,
     "demo": tokenizer.demo,
 }
+
+PLAIN: Any = {"highlight": False, "markup": False, "soft_wrap": True}
+
+QLIP = Group(
+    "Text-aligned visual tokens: pictures to a few binary tokens and back, and to words.\n\n"
+    "Every command that reads images takes --max-pixels N (for images larger than 89 megapixels) and\n"
+    "--allow-outside (rows of data may name files outside of their own folder).",
+    COMMANDS,
+    own_options=("train", "calibrate"),
+)
 
 
 def main() -> None:
@@ -85,18 +96,47 @@ def _log_handler() -> logging.Handler:
 
 def _dispatch(argv: list[str]) -> int:
     argv = _set_image_options(argv)
-    if argv and argv[0] in FROM_RECIPE:  # their options come from the recipe that they name
-        return FROM_RECIPE[argv[0]](*argv[1:])
+    if argv == ["--version"]:
+        print(f"qlip {qlip.__version__}")
+        return 0
+    return _run(QLIP, "qlip", argv)
+
+
+def _run(group: Group, called: str, argv: list[str]) -> int:
+    """Run the command that the first words name; of a group alone print the help."""
+    if not argv or argv[0] in ("-h", "--help"):
+        _print_help(called, group)
+        return 0
+    name, *argv = argv
+    command = group.commands.get(name)
+    if command is None:
+        what = "option" if name.startswith("-") else "command"
+        hint = did_you_mean(name, group.commands)
+        err.print(visible(f"{called}: no {what} {name!r}{hint} {called} --help lists them"), **PLAIN)
+        return 2
+    called = f"{called} {name}"
+    if isinstance(command, Group):
+        return _run(command, called, argv)
+    return _call(command, called, argv, name in group.own_options)
+
+
+def _call(command: Callable[..., int], called: str, argv: list[str], has_own_options: bool) -> int:
+    if has_own_options:  # they come from the recipe that it names
+        return command(*argv)
     if any(not arg or (arg.startswith("--") and arg.endswith("=")) for arg in argv):
         raise InputError("an argument is empty: is a variable of the shell not set?")
-    description = (
-        "Text-aligned visual tokens: pictures to a few binary tokens and back, and to words.\n\n"
-        "Every command that reads images takes --max-pixels N (for images larger than 89 megapixels) and "
-        "--allow-outside (rows of data may name files outside of their own folder)."
-    )
-    return tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, args=argv, prog="qlip", description=description, config=CONFIG
-    )
+    return tyro.cli(command, args=argv, prog=called)
+
+
+def _print_help(called: str, group: Group) -> None:
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    for name, command in group.commands.items():
+        about = command.about if isinstance(command, Group) else command.__doc__ or ""
+        table.add_row(name, escape(about.splitlines()[0]))
+    console = Console(emoji=False)
+    console.print(f"usage: {called} COMMAND …\n\n{group.about}\n\ncommands:", **PLAIN)
+    console.print(table, highlight=False)
+    console.print(f"\n{called} COMMAND --help says more of one.", **PLAIN)
 
 
 def _set_image_options(argv: list[str]) -> list[str]:
@@ -118,5 +158,6 @@ def _fail(error: Exception) -> int:
     if rank() != "0" and isinstance(error, SharedError):  # the first process says it
         return 1
     who = "qlip" if rank() == "0" else f"qlip, rank {rank()}"
-    err.print(visible(f"{who}: {error}"), style="red", highlight=False, markup=False, soft_wrap=True)
+    message = as_typed(str(error), sys.argv[1:])
+    err.print(visible(f"{who}: {message}"), style="red", **PLAIN)
     return 1

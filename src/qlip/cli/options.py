@@ -3,11 +3,13 @@
 Results go to stdout, messages to stderr; of several processes only the first says anything.
 """
 
+import difflib
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,8 +29,13 @@ err = Console(stderr=True, emoji=False)
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
-Paths = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH…")]
-Model = Annotated[str, tyro.conf.arg(help="A bundled name, a folder, or a hub id such as nvidia/QLIP-B-16-256.")]
+AT_LEAST_ONE = "(at least one)"  # instead of "(default: )", which tyro says of all tuples
+Paths = Annotated[
+    tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH…", help_behavior_hint=AT_LEAST_ONE)
+]
+_MODEL = "A bundled name, a folder, or a hub id such as nvidia/QLIP-B-16-256."
+Model = Annotated[str, tyro.conf.arg(help=_MODEL)]
+PositionalModel = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL", help=_MODEL)]
 Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"],
     tyro.conf.arg(help="Where to compute; auto takes a GPU if there is one."),
@@ -45,7 +52,21 @@ HowToResize = Annotated[
 ]
 Json = Annotated[bool, tyro.conf.arg(help="Print JSON instead of a table.")]
 Strict = Annotated[bool, tyro.conf.arg(help="Exit with 1 if any picture failed, not only if all did.")]
-CONFIG = (tyro.conf.FlagCreatePairsOff,)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Commands below a name, or those of `qlip` itself.
+
+    Args:
+        about: a sentence for its help.
+        commands: by name, functions or further groups.
+        own_options: names of those functions that take the words after them and parse them by themselves.
+    """
+
+    about: str
+    commands: "Mapping[str, Callable[..., int] | Group]"
+    own_options: tuple[str, ...] = ()
 
 
 def rank() -> str:
@@ -71,6 +92,27 @@ def visible(text: str) -> str:
 def cell(value: object) -> str:
     """A value for a table, letter for letter."""
     return escape(visible(str(value)).replace("\n", "\\n"))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """What follows a name that is unknown: a question about the known one that is most like it, if any is."""
+    close = difflib.get_close_matches(name, known, 1)
+    return f": did you mean {close[0]!r}?" if close else ";"
+
+
+def as_typed(message: str, arguments: Sequence[str]) -> str:
+    """An error with the options that a person typed in place of the parameters of Python.
+
+    Args:
+        message: for example "batch_size is 0: use 1 or more".
+        arguments: the command line, such as "--batch-size 0".
+    """
+    for option in {word.partition("=")[0] for word in arguments if word.startswith("--")}:
+        name = option[2:].replace("-", "_")
+        for parameter in {name, name.rpartition(".")[2]}:
+            place = r"(?<![\w.'/-]){}(?![\w/'-]|\.\w)" if re.search("[_.]", parameter) else "^{}(?= is )"
+            message = re.sub(place.format(re.escape(parameter)), option, message)  # one word can be an English one
+    return message
 
 
 def load(name: str, device: str, revision: str | None = None, image_size: ImageSize = None) -> "QLIP":

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from qlip.cli.options import Device, Json, count_pictures, finish, print_json, say, track
+from qlip.cli.options import AT_LEAST_ONE, Device, Json, count_pictures, finish, print_json, say, track
 from qlip.errors import InputError
 
 
@@ -79,7 +79,9 @@ def generate(
 
 
 def features(
-    sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH…")],
+    sources: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH…", help_behavior_hint=AT_LEAST_ONE)
+    ],
     /,
     *,
     out: Path,

@@ -2,9 +2,8 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -18,6 +17,7 @@ from qlip.cli.options import (
     Json,
     Model,
     Paths,
+    PositionalModel,
     Strict,
     and_more,
     cell,
@@ -33,7 +33,7 @@ from qlip.cli.options import (
 
 
 def info(
-    model: Annotated[Model, tyro.conf.Positional] = DEFAULT_MODEL,
+    model: PositionalModel = DEFAULT_MODEL,
     /,
     *,
     revision: str | None = None,
@@ -60,7 +60,7 @@ def info(
 
 
 def verify(
-    model: Annotated[Model, tyro.conf.Positional] = DEFAULT_MODEL,
+    model: PositionalModel = DEFAULT_MODEL,
     /,
     *,
     revision: str | None = None,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import tyro
 from rich.table import Table
 
-from qlip.cli.options import Json, Paths, err, finish, print_json, print_table, say, track
+from qlip.cli.options import Group, Json, Paths, err, finish, print_json, print_table, say, track
 
 
 def verify(
@@ -46,15 +46,13 @@ def stats(paths: Paths, /, *, group_bits: int | None = None, json: Json = False)
     return 0
 
 
-Job = (
-    Annotated[int, tyro.conf.subcommand("verify", constructor=verify)]
-    | Annotated[int, tyro.conf.subcommand("stats", constructor=stats)]
+tokens = Group(
+    "Check token files, or show how their ids are used.",
+    {
+        "verify": verify,
+        "stats": stats,
+    },
 )
-
-
-def tokens(code: Annotated[Job, tyro.conf.arg(name="")]) -> int:
-    """Check token files, or show how their ids are used."""
-    return code
 
 
 def _table(found: dict[str, Any]) -> Table:

@@ -3,28 +3,34 @@
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from qlip.cli.options import CONFIG, ImageSize, print_json, say, track
+from qlip.cli.options import ImageSize, did_you_mean, print_json, say, track
 from qlip.errors import InputError
 
 
 def train(*arguments: str) -> int:
     """Train a tokenizer or a model on its tokens: `qlip train RECIPE --out DIR [--resume] [any field of it]`."""
-    from qlip.recipes import run as tokenizers
-    from qlip.recipes import t2i, um3
-    from qlip.t2i.config import CLASSES
+    from qlip.recipes.names import T2I, UM3, tokenizers
 
-    args = _parse_recipe(train, arguments, {"replay": (Path | None, None, REPLAY)})
+    known = {
+        "Recipes": tokenizers(),
+        "Text to image, docs/t2i.md": T2I,
+        "Text and images in one model, docs/um3-training.md": UM3,
+    }
+    args = parse_recipe("train", train.__doc__, TRAIN, known, _load_any, arguments, {"replay": REPLAY})
     if isinstance(args, int):
         return args
+    from qlip.recipes import run, t2i, um3
+    from qlip.t2i.config import CLASSES
+
     model = "MODEL" if args.out is None else str(args.out / "model")
-    home: Any = tokenizers
+    home: Any = run
     left = f"the tokenizer is in {model}; try: qlip verify {model}"
     if isinstance(args.recipe, t2i.T2IRecipe):
         home = t2i
@@ -45,11 +51,15 @@ def train(*arguments: str) -> int:
 
 def calibrate(*arguments: str) -> int:
     """Weigh the losses by the paper's rule: `qlip calibrate RECIPE --out DIR [any field of the recipe]`."""
-    from qlip.recipes.calibrate import calibrate as run_calibrate
+    from qlip.recipes import load_recipe
+    from qlip.recipes.names import tokenizers
 
-    args = _parse_recipe(calibrate, arguments, {})
+    known = {"Recipes": tokenizers()}
+    args = parse_recipe("calibrate", calibrate.__doc__, CALIBRATE, known, load_recipe, arguments, {})
     if isinstance(args, int):
         return args
+    from qlip.recipes.calibrate import calibrate as run_calibrate
+
     if args.out is None:
         raise InputError("--out is missing: name the folder of the runs")
     ratio = run_calibrate(args.recipe, args.out, args.resume)
@@ -62,7 +72,7 @@ def calibrate(*arguments: str) -> int:
 
 
 def publish(
-    run: Annotated[Path, tyro.conf.Positional],
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     /,
     *,
     name: str,
@@ -92,7 +102,7 @@ def publish(
 
 
 def export(
-    model: Annotated[str, tyro.conf.Positional],
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
     /,
     *,
     out: Path,
@@ -136,8 +146,8 @@ def export(
 
 
 def push(
-    model: Annotated[str, tyro.conf.Positional],
-    repo: Annotated[str, tyro.conf.Positional],
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    repo: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OWNER/NAME")],
     /,
     *,
     private: bool = False,
@@ -168,28 +178,19 @@ def stopped(out: Path) -> str:
     return f"stopped with a checkpoint in {out}; this resumes it: {shlex.join([*start, *again])}"
 
 
-def _parse_recipe(
-    command: Callable[..., int], arguments: tuple[str, ...], more: dict[str, tuple[Any, Any, str]]
-) -> Any:
-    """The options of `train` and `calibrate`."""
-    from qlip.recipes import describe_recipes, load_recipe, t2i, um3
+def _load_any(name: str) -> Any:
+    """A recipe of any model that `train` trains."""
+    from qlip.recipes import load_recipe, t2i, um3
 
-    def load_any(name: str) -> Any:
-        kind = next((kind for kind in (t2i, um3) if kind.is_recipe(name)), None)
-        return kind.load_recipe(name) if kind else load_recipe(name)
-
-    usage, load = RECIPE_USAGE[command.__name__] + describe_recipes(), load_recipe
-    if command is train:
-        usage += f"\n\nText to image, docs/t2i.md:\n{t2i.describe_recipes()}"
-        usage += f"\n\nText and images in one model, docs/um3-training.md:\n{um3.describe_recipes()}"
-        load = load_any
-    return parse_recipe(command.__name__, command.__doc__, usage, load, arguments, more)
+    kind = next((kind for kind in (t2i, um3) if kind.is_recipe(name)), None)
+    return kind.load_recipe(name) if kind else load_recipe(name)
 
 
 def parse_recipe(
     command: str,
     description: str | None,
     usage: str,
+    known: Mapping[str, Mapping[str, str]],
     load_recipe: Callable[[str], Any],
     arguments: tuple[str, ...],
     more: dict[str, tuple[Any, Any, str]],
@@ -199,8 +200,9 @@ def parse_recipe(
     Args:
         command: what stands between `qlip` and the recipe.
         description: of the command.
-        usage: what is said where no recipe is named.
-        load_recipe: from its name.
+        usage: what is said where no recipe is named, before the list of them.
+        known: under headings, names of recipes and what each is.
+        load_recipe: from its name, or from a file.
         arguments: what stands after the command.
         more: further options, each with type, default and help.
 
@@ -209,9 +211,13 @@ def parse_recipe(
     """
     if not arguments or arguments[0].startswith("-"):
         asked = bool(arguments) and arguments[0] in ("-h", "--help")
-        print(usage, file=sys.stdout if asked else sys.stderr)
+        print(usage + _list(known), file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     name, *rest = arguments
+    names = [name for recipes in known.values() for name in recipes]
+    if name not in names and not Path(name).is_file():
+        hint = did_you_mean(name, names)
+        raise InputError(f"no recipe {name!r}{hint} qlip {command} --help lists them; a run's recipe.json is one")
     recipe = load_recipe(name)
     fields: list[Any] = [
         ("recipe", Annotated[type(recipe), tyro.conf.arg(name="")]),
@@ -228,14 +234,25 @@ def parse_recipe(
         default=options(recipe),
         prog=f"qlip {command} {name}",
         description=description,
-        config=CONFIG,
     )
 
 
-REPLAY = "Instead of training, do the step again that a run left in its nonfinite/ folder, and print its values."
+def _list(known: Mapping[str, Mapping[str, str]]) -> str:
+    width = max(len(name) for recipes in known.values() for name in recipes) + 2
+    lists = (
+        "\n".join([f"{heading}:", *(f"  {name:<{width}}{about}" for name, about in recipes.items())])
+        for heading, recipes in known.items()
+    )
+    return "\n\n".join(lists)
 
-RECIPE_USAGE = {
-    "train": """\
+
+REPLAY = (
+    Path | None,
+    None,
+    "Instead of training, do the step again that a run left in its nonfinite/ folder, and print its values.",
+)
+
+TRAIN = """\
 usage: qlip train RECIPE --out DIR [--resume] [OPTIONS]
        torchrun --nproc-per-node N -m qlip.cli train RECIPE --out DIR [--resume] [OPTIONS]
 
@@ -243,14 +260,12 @@ Train a tokenizer, or a model on its tokens. RECIPE is one of the names below, o
 field of it is an option: `qlip train RECIPE --help` lists them. With --resume an interrupted run goes on from its
 latest checkpoint.
 
-Recipes:
-""",
-    "calibrate": """\
+"""
+
+CALIBRATE = """\
 usage: qlip calibrate RECIPE --out DIR [--resume] [OPTIONS]
 
 Train with each of stage 1's two losses alone, and weigh them by where they end. RECIPE and OPTIONS are those of
 `qlip train`.
 
-Recipes:
-""",
-}
+"""

@@ -8,7 +8,9 @@ import tyro
 from rich.table import Table
 
 from qlip.cli.options import (
+    AT_LEAST_ONE,
     Device,
+    Group,
     Json,
     Paths,
     Strict,
@@ -135,7 +137,9 @@ def draw(
 
 
 def complete(
-    texts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT…")],
+    texts: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT…", help_behavior_hint=AT_LEAST_ONE)
+    ],
     /,
     *,
     model: Model = DEFAULT_MODEL,
@@ -181,16 +185,14 @@ def complete(
     return 0
 
 
-Job = (
-    Annotated[int, tyro.conf.subcommand("caption", constructor=caption)]
-    | Annotated[int, tyro.conf.subcommand("draw", constructor=draw)]
-    | Annotated[int, tyro.conf.subcommand("complete", constructor=complete)]
+um3 = Group(
+    "Describe pictures, draw them after captions, or go on with texts, by one model.",
+    {
+        "caption": caption,
+        "draw": draw,
+        "complete": complete,
+    },
 )
-
-
-def um3(code: Annotated[Job, tyro.conf.arg(name="")]) -> int:
-    """Describe pictures, draw them after captions, or go on with texts, by one model."""
-    return code
 
 
 def _load(model: str, tokenizer: str | None, device: str, dtype: str) -> "UnifiedModel":

@@ -3,33 +3,20 @@
 A recipe is found by its name, or read back from the `recipe.json` that a run leaves.
 """
 
-import pkgutil
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qlip.errors import InputError
+from qlip.recipes.names import tokenizers
 
 if TYPE_CHECKING:
     from qlip.recipes.run import TrainRecipe
 
-_MACHINERY = ("run", "record", "stage1", "stage2", "calibrate", "export", "plain", "card", "llava", "t2i", "um3")
-
 
 def recipe_names() -> list[str]:
     """Names of the recipes in this package."""
-    modules = (module.name for module in pkgutil.iter_modules(__path__))
-    return [name.replace("_", "-") for name in modules if name not in _MACHINERY]
-
-
-def describe_recipes() -> str:
-    """A line for each recipe: its name and what its docstring begins with."""
-    names = recipe_names()
-    docs = [(_module(name).__doc__ or "").splitlines()[0] for name in names]
-    width = max(map(len, names)) + 2
-    return "\n".join(
-        f"  {name:<{width}}{doc.removeprefix(f'`{name}`: ')}" for name, doc in zip(names, docs, strict=True)
-    )
+    return list(tokenizers())
 
 
 def load_recipe(name: str) -> "TrainRecipe":

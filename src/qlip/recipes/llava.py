@@ -26,7 +26,7 @@ from qlip.errors import InputError
 from qlip.llava.data import PLAIN_TEMPLATE, ConversationFile, Conversations, num_image_tokens
 from qlip.llava.model import FeatureSource, build, load
 from qlip.llava.task import LlavaTask, LlavaTaskConfig
-from qlip.recipes.record import identity, read_recipe, settle, write_record
+from qlip.recipes.record import REQUIRED, identity, read_recipe, settle, write_record
 from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank, world_size
 from qlip.train.fit import FitConfig, fit, start_checkpoint
 from qlip.train.nonfinite import for_json, replay
@@ -52,7 +52,7 @@ class LlavaDataConfig:
         max_skipped_share: of the conversations that may be skipped because they cannot be used.
     """
 
-    train: tuple[Path, ...] = ()
+    train: Annotated[tuple[Path, ...], REQUIRED] = ()
     images: Path | None = None
     template: Literal["chat", "plain"] = "chat"
     max_length: int = 2048
@@ -131,18 +131,6 @@ RECIPES = {
         batch_size=32,
     ),
 }
-
-_ABOUT = {
-    "llava-pretrain": "LLaVA-1.5's first stage: the projector, on 558 k captions, lr 1e-3, batch 256",
-    "llava-finetune": "its second: projector and language model, on 665 k conversations, lr 2e-5, batch 128",
-    "llava-tiny-pretrain": "the first stage with qlip-tiny and a language model as small, in minutes on a CPU",
-    "llava-tiny-finetune": "the second stage after it",
-}
-
-
-def describe_recipes() -> str:
-    """A line for each recipe."""
-    return "\n".join(f"  {name:<21}{about}" for name, about in _ABOUT.items())
 
 
 def load_recipe(name: str) -> LlavaRecipe:

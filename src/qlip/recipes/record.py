@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import tyro
 
 from qlip.data.journal import SKIPPED
 from qlip.environment import environment
@@ -20,6 +21,9 @@ from qlip.recipes.plain import from_plain, to_plain
 from qlip.train.checkpoint import checkpoint_step, latest_checkpoint
 from qlip.train.distributed import on_all_ranks, world_size
 from qlip.train.parallel import ComputeConfig, settled
+
+REQUIRED = tyro.conf.arg(help_behavior_hint=lambda given: f"(default: {given})" if given else "(required)")
+"""Annotates a field that is empty in a recipe and that a run needs."""
 
 R = TypeVar("R", bound=ComputeConfig)
 logger = logging.getLogger("qlip")

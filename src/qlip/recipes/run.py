@@ -30,7 +30,7 @@ from qlip.eval.zero_shot import zero_shot
 from qlip.model.checkpoint import save_description
 from qlip.model.image import ImageProcessor, read_image
 from qlip.model.qlip import QLIP
-from qlip.recipes.record import settle, write_record
+from qlip.recipes.record import REQUIRED, settle, write_record
 from qlip.train.checkpoint import latest_checkpoint
 from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank, world_size
 from qlip.train.fit import Evaluator, FitConfig, fit, start_checkpoint
@@ -65,7 +65,7 @@ class DataConfig:
         shuffle_buffer: samples that a worker shuffles among each other if shards are remote.
     """
 
-    train: tuple[str, ...] = ()
+    train: Annotated[tuple[str, ...], REQUIRED] = ()
     val: tuple[str, ...] = ()
     max_val: int = 1000
     classes: Path | None = None

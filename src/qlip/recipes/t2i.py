@@ -26,7 +26,7 @@ from qlip.data.journal import Journal
 from qlip.data.token_dataset import TokenDataset
 from qlip.errors import InputError
 from qlip.jobs.of_tokens import load_tokenizer, tokenizer_name
-from qlip.recipes.record import identity, is_record, read_recipe, settle, write_record
+from qlip.recipes.record import REQUIRED, identity, is_record, read_recipe, settle, write_record
 from qlip.t2i.checkpoint import save
 from qlip.t2i.condition import OWN, FeatureFiles, TextReader, open_reader
 from qlip.t2i.config import CLASSES, SIZES, Embedding, Head, Size, T2IConfig
@@ -62,7 +62,7 @@ class T2IDataConfig:
         max_skipped_share: of the rows that may be skipped because they have no usable caption or label.
     """
 
-    tokens: tuple[Path, ...] = ()
+    tokens: Annotated[tuple[Path, ...], REQUIRED] = ()
     val_tokens: tuple[Path, ...] = ()
     features: tuple[Path, ...] = ()
     classes: Path | None = None
@@ -140,16 +140,6 @@ RECIPES = {
         compile=True,
     ),
 }
-
-_ABOUT = {
-    "t2i-xl": "LlamaGen's GPT-XL on 2 × 14 bits a token, after FLAN-T5-XL, as in the paper.",
-    "t2i-tiny": "3.2 M parameters, chains of 4 × 7 bits, on qlip-tiny's tokens, after its text tower, on a CPU.",
-}
-
-
-def describe_recipes() -> str:
-    """A line for each recipe."""
-    return "\n".join(f"  {name:<10}{about}" for name, about in _ABOUT.items())
 
 
 def is_recipe(name: str) -> bool:

@@ -1,7 +1,7 @@
 """`tiny-reconstruction`: `tiny` without captions, the baseline that only reconstructs (a BSQ autoencoder).
 
-The command of `tiny` with this name and another --out. Every image is reconstructed, so it takes longer than `tiny`.
-The text tower keeps its random weights. Run for 600 steps with AdamW, no teacher and α_r = 10³
+The command of `tiny` with this name and another --out. Every image is reconstructed, so it takes longer
+than `tiny`. The text tower keeps its random weights. Run for 600 steps with AdamW, no teacher and α_r = 10³
 (`benchmarks/paper_tiny.py`, its cell 0:1): 20.29 dB, where both losses give 20.27, and classes at chance
 (docs/results/paper_tiny.md). All steps have not been run.
 """

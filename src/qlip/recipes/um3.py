@@ -30,7 +30,7 @@ from qlip.jobs.of_tokens import tokenizer_name
 from qlip.lm.checkpoint import load as load_lm
 from qlip.lm.checkpoint import read_config
 from qlip.model.hub import fetch
-from qlip.recipes.record import identity, is_record, read_recipe, settle, write_record
+from qlip.recipes.record import REQUIRED, identity, is_record, read_recipe, settle, write_record
 from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank, world_size
 from qlip.train.fit import Evaluator, FitConfig, fit, start_checkpoint
 from qlip.train.nonfinite import for_json, replay
@@ -69,9 +69,9 @@ class UM3DataConfig:
         max_skipped_share: of the images that may be skipped because they have no usable caption.
     """
 
-    tokens: tuple[Path, ...] = ()
+    tokens: Annotated[tuple[Path, ...], REQUIRED] = ()
     val_tokens: tuple[Path, ...] = ()
-    text: tuple[str, ...] = ()
+    text: Annotated[tuple[str, ...], REQUIRED] = ()
     val_text: tuple[str, ...] = ()
     column: str = "text"
     classes: Path | None = None
@@ -150,16 +150,6 @@ RECIPES = {
         compile=True,
     ),
 }
-
-_ABOUT = {
-    "um3-1b": "Llama-3.2-1B that describes and draws, on 2 × 14 bits a token, as in the paper.",
-    "um3-tiny": "a small writer of stories that does, on qlip-tiny's tokens and a CPU.",
-}
-
-
-def describe_recipes() -> str:
-    """A line for each recipe."""
-    return "\n".join(f"  {name:<10}{about}" for name, about in _ABOUT.items())
 
 
 def is_recipe(name: str) -> bool:

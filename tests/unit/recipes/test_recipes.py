@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from qlip.cli.main import FROM_RECIPE
-from qlip.cli.training import _parse_recipe
+from qlip.cli.training import _load_any, parse_recipe
 from qlip.errors import InputError
 from qlip.model import PRESETS, QLIP
 from qlip.model.image import ImageProcessor
-from qlip.recipes import _module, load_recipe, recipe_names, t2i
+from qlip.recipes import _module, load_recipe, names, recipe_names, t2i
 from qlip.recipes.llava import RECIPES as LLAVA
 from qlip.recipes.plain import to_plain
 from qlip.recipes.record import identity, write_record
@@ -108,10 +107,21 @@ def commands(text):
     return [(command, given) for command, given in arguments if len(given) > 3 and "--help" not in given]
 
 
+def parse(command, arguments):
+    known = {"Recipes": names.tokenizers() | names.T2I | names.UM3}
+    return parse_recipe(command, "", "", known, _load_any, arguments, {})
+
+
+def test_every_recipe_is_described():
+    for recipes, about in ((T2I, names.T2I), (UM3, names.UM3), (LLAVA, names.LLAVA)):
+        assert recipes.keys() == about.keys()
+    assert all(names.tokenizers().values())
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_the_commands_of_the_docstrings_are_understood(name):
     for command, arguments in commands(_module(name).__doc__):
-        options = _parse_recipe(FROM_RECIPE[command], arguments, {})
+        options = parse(command, arguments)
         assert options.recipe.stage == load_recipe(arguments[0]).stage
 
 
@@ -120,7 +130,7 @@ def test_the_commands_of_the_pages_are_understood(page):
     found = commands((ROOT / "docs" / page).read_text(encoding="utf-8"))
     assert found
     for command, arguments in found:
-        assert not isinstance(_parse_recipe(FROM_RECIPE[command], arguments, {}), int)
+        assert not isinstance(parse(command, arguments), int)
 
 
 @pytest.mark.slow
