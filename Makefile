@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check check-slow format clean
+.PHONY: setup demo test check check-slow fuzz format clean
 
 setup: .venv/.installed
 
@@ -27,6 +27,10 @@ check: setup
 
 check-slow: setup
 	$(BIN)/python -m pytest
+
+# Hostile inputs of every reader; an input that failed is kept, and is read again by its number.
+fuzz: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.fuzz.run --keep fuzz-failures
 
 format: setup
 	$(BIN)/ruff check --fix src tests benchmarks examples

@@ -154,8 +154,8 @@ def config_from_dict(values: dict[str, Any]) -> LMConfig:
         InputError: it is of another architecture, or sets a switch that we do not have; names it.
     """
     kind = values.get("model_type")
-    if kind not in ARCHITECTURES:
-        raise InputError(f"model_type is {kind!r}: only {' and '.join(ARCHITECTURES)} checkpoints are read")
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        raise InputError(f"model_type is {kind!r:.60}: only {' and '.join(ARCHITECTURES)} checkpoints are read")
     for name, ours in _FIXED.items():
         if values.get(name, ours) != ours:
             raise InputError(f"{name} is {values[name]!r}: only checkpoints with {ours!r} are read")

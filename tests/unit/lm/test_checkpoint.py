@@ -102,6 +102,7 @@ def test_absent_keys_mean_what_they_mean_there():
 
 BAD_CONFIGS = {
     "model_type is 'mistral': only llama and qwen3": {"model_type": "mistral"},
+    r"model_type is \['llama'\]: only llama and qwen3": {"model_type": ["llama"]},
     "hidden_act is 'gelu': only checkpoints with 'silu'": {"hidden_act": "gelu"},
     "attention_bias is True": {"attention_bias": True},
     "rope_type is 'yarn': only checkpoints with 'default' or 'llama3'": {"rope_scaling": {"rope_type": "yarn"}},
