@@ -16,6 +16,9 @@ from qlip.train.losses import contrastive_loss
 
 CASES = Path(__file__).parent / "cases"
 EMBEDS, LATENTS, PIXELS, HIDDEN = 5e-7, 1e-6, 4e-6, 1e-5
+# 14.3 times a cosine. Against the models in float64, the expected logits are up to 4.9e-6 off, ours up to 8.1e-6:
+# float32's noise, which depends on the machine's matrix kernels.
+LOGITS = 1.3e-5
 
 
 def close(actual, expected, tolerance):
@@ -40,7 +43,7 @@ def test_embeddings(case):
     _, model, expected, output, _ = case
     close(output.image_embeds, expected["image_embeds"], EMBEDS)
     close(output.text_embeds, expected["text_embeds"], EMBEDS)
-    close(output.logits_per_image, expected["logits_per_image"], PIXELS)
+    close(output.logits_per_image, expected["logits_per_image"], LOGITS)
     embeds = output.image_embeds, output.text_embeds
     close(contrastive_loss(*embeds, model.logit_scale.exp()), expected["loss"], PIXELS)
 

@@ -50,6 +50,9 @@ from qlip.integrations.transformers import (
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "cases"
 EMBEDS, LATENTS, PIXELS, HIDDEN = 5e-7, 1e-6, 4e-6, 1e-5  # as in golden/test_golden.py, measured, absolute
+# 14.3 times a cosine. Against the models in float64, the expected logits are up to 4.9e-6 off, ours up to 8.1e-6:
+# float32's noise, which depends on the machine's matrix kernels.
+LOGITS = 1.3e-5
 NOTHING = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
 
 
@@ -88,8 +91,8 @@ def test_golden_cases(case):
     output = model(input_ids, pixel_values)
     close(output.image_embeds, expected["image_embeds"], EMBEDS)
     close(output.text_embeds, expected["text_embeds"], EMBEDS)
-    close(output.logits_per_image, expected["logits_per_image"], PIXELS)
-    close(output.logits_per_text, expected["logits_per_image"].T, PIXELS)
+    close(output.logits_per_image, expected["logits_per_image"], LOGITS)
+    close(output.logits_per_text, expected["logits_per_image"].T, LOGITS)
     latents = model.encode(pixel_values)
     close(latents, expected["latents"], LATENTS)
     codes = model.quantize(latents)
