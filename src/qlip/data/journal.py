@@ -43,6 +43,7 @@ class Journal:
         folder: Path | None = None,
         rank: int = 0,
         world_size: int = 1,
+        option: str = "--data.max-skipped-share",
     ):
         """Note the files that could not be opened.
 
@@ -53,11 +54,13 @@ class Journal:
             folder: of the run, which may have notes; None: nothing is written.
             rank: of this process.
             world_size: number of processes.
+            option: name of `max_share` on the command line, for messages.
 
         Raises:
             InputError: more than the share of files could not be opened.
         """
         self._max_share, self._folder, self._rank, self._world_size = max_share, folder, rank, world_size
+        self._option = option
         self._num_samples = None if isinstance(samples, Stream) else len(samples)
         self._num_files = getattr(samples, "num_files", 1)
         self._known: set[tuple] = set()
@@ -110,7 +113,7 @@ class Journal:
                 raise InputError(
                     f"{fault.key}: {fault.reason}; with it {self._counts[is_file]:,} of {total:,} "
                     f"{'files' if is_file else 'samples'} cannot be used{where}, more than the share "
-                    f"{self._max_share:g}: {mend}, or raise --data.max-skipped-share"
+                    f"{self._max_share:g}: {mend}, or raise {self._option}"
                 )
 
     def _count(self, fault: Fault) -> bool:

@@ -177,7 +177,8 @@ def run(recipe: T2IRecipe, out: Path, resume: bool = False) -> bool:
         evaluators = on_all_ranks(partial(_evaluators, recipe, dataset, reader, sentences))
 
         def journal(notes: Path | None) -> Journal:
-            return Journal(dataset, recipe.data.max_skipped_share, notes, rank(), world_size())  # type: ignore[arg-type]
+            settings = recipe.data.max_skipped_share, notes, rank(), world_size(), "--max-skipped-share"
+            return Journal(dataset, *settings)  # type: ignore[arg-type]
 
         def stream(start_step: int, notes: Path | None = out) -> Generator[dict[str, Any], None, None]:
             order = recipe.batch_size, recipe.seed, start_step, rank(), world_size(), recipe.data.num_workers
@@ -186,8 +187,7 @@ def run(recipe: T2IRecipe, out: Path, resume: bool = False) -> bool:
             )
 
         on_all_ranks(lambda: next(stream(0, None)))  # data that cannot be used fails before anything is written
-        content = identity([*recipe.data.tokens, *filter(None, [recipe.data.classes])])
-        on_first_rank(partial(write_record, recipe, STAGE, len(dataset), out, content))
+        on_first_rank(partial(write_record, recipe, STAGE, len(dataset), out))
         logger.info("training on %s pictures", f"{len(dataset):,}")
         outcome = fit(task, stream, recipe.fit, out, evaluators, resume, recipe.seed, device)
         finished = outcome.step == recipe.fit.steps

@@ -189,14 +189,13 @@ def run(recipe: UM3Recipe, out: Path, resume: bool = False) -> bool:
 
         def stream(start_step: int, notes: Path | None = out) -> Generator[dict[str, Any], None, None]:
             pictures: Any = batches.sources.pictures or ()
-            journal = Journal(pictures, recipe.data.max_skipped_share, notes, rank(), world_size())
+            settings = recipe.data.max_skipped_share, notes, rank(), world_size(), "--max-skipped-share"
+            journal = Journal(pictures, *settings)
             yield from training_batches(batches, start_step, recipe.data.num_workers, journal)
 
         on_all_ranks(lambda: next(stream(0, None)))  # what cannot be used fails before it writes
         num_documents, num_pictures = len(batches.sources.text or ()), len(batches.sources.pictures or ())
-        classes = [recipe.data.classes] if recipe.data.classes else []
-        named: list[str | Path] = [recipe.base, *recipe.data.tokens, *recipe.data.text, *classes]
-        on_first_rank(partial(write_record, recipe, STAGE, num_documents + num_pictures, out, identity(named)))
+        on_first_rank(partial(write_record, recipe, STAGE, num_documents + num_pictures, out))
         logger.info("training on %s documents and %s pictures", f"{num_documents:,}", f"{num_pictures:,}")
         outcome = fit(task, stream, recipe.fit, out, evaluators, resume, recipe.seed, device)
         finished = outcome.step == recipe.fit.steps

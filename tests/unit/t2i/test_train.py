@@ -330,6 +330,13 @@ def test_rows_that_cannot_be_used_are_replaced_and_listed(tmp_path, columns, rea
         list(islice(run(0, None), 15))
 
 
+def test_a_run_of_which_too_much_is_skipped_names_its_option(tmp_path):
+    spoilt(tmp_path / "tokens", label=[9, -1, None, *[3] * 37])
+    data = t2i.T2IDataConfig(tokens=(tmp_path / "tokens",))
+    with pytest.raises(InputError, match="more than the share 0.01: .* or raise --max-skipped-share$"):
+        t2i.run(recipe(tmp_path / "tokens", num_classes=7, data=data), tmp_path / "run")
+
+
 def test_captions_without_features_are_skipped_too(tmp_path):
     dataset = spoilt(tmp_path / "tokens", caption=["a bird", *["a cat"] * 39])
     write_features(tmp_path / "f.safetensors", Reader(), ["a cat"])
