@@ -26,7 +26,7 @@ from qlip.errors import InputError
 from qlip.llava.data import PLAIN_TEMPLATE, ConversationFile, Conversations, num_image_tokens
 from qlip.llava.model import FeatureSource, build, load
 from qlip.llava.task import LlavaTask, LlavaTaskConfig
-from qlip.recipes.record import REQUIRED, identity, read_recipe, settle, write_record
+from qlip.recipes.record import REQUIRED, read_recipe, settle, write_record
 from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank, world_size
 from qlip.train.fit import FitConfig, fit, start_checkpoint
 from qlip.train.nonfinite import for_json, replay
@@ -175,9 +175,7 @@ def run(recipe: LlavaRecipe, out: Path, resume: bool = False) -> bool:
 
         on_all_ranks(lambda: next(stream(0, None)))  # data that cannot be used fails before anything is written
         num_samples = len(cast(Joined, dataset.samples))
-        models = [str(name) for name in (recipe.start, recipe.vision, recipe.llm) if name]
-        content = identity([*recipe.data.train, *models])
-        on_first_rank(partial(write_record, recipe, STAGE, num_samples, out, content))
+        on_first_rank(partial(write_record, recipe, STAGE, num_samples, out))
         logger.info("training on %s conversations", f"{num_samples:,}")
         outcome = fit(task, stream, recipe.fit, out, (), resume, recipe.seed, device)
         finished = outcome.step == recipe.fit.steps

@@ -2,7 +2,8 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +14,8 @@ import torch
 import tyro
 
 from qlip.data.journal import SKIPPED
+from qlip.data.samples import evenly
+from qlip.data.walk import walk
 from qlip.environment import environment
 from qlip.errors import InputError, one_line
 from qlip.files import write_json
@@ -30,37 +33,65 @@ logger = logging.getLogger("qlip")
 _MAY_CHANGE_DATA = {"data.num_workers", "data.max_skipped_share", "data.shuffle_buffer", "data.cache"}
 _MAY_CHANGE = {"fit", *_MAY_CHANGE_DATA, *ComputeConfig.__dataclass_fields__}
 
-
-# Fields that name data and models. They may name other places where `identity` finds the same content.
-_MAY_MOVE = {
-    *(
-        f"data.{name}"
-        for name in ("tokens", "text", "train", "images", "features", "classes", "val_tokens", "val_text")
-    ),
-    *("base", "start", "vision", "llm", "tokenizer"),
+# Fields that name data and models: they may name other places that hold the same content.
+_CONTENT = {
+    *("data.tokens", "data.val_tokens", "data.text", "data.val_text", "data.train", "data.val", "data.classes"),
+    *("data.features", "base", "start", "vision", "llm", "tokenizer", "teacher", "vocabulary"),
+    *("init.vision", "init.text", "task.calibration"),
 }
+_MAY_MOVE = _CONTENT | {"data.images"}  # whose files the conversations name
 _SAMPLED_BYTES = 1 << 16  # at each end of a file
+_NUM_SAMPLED = 256  # files of a folder whose bytes are read
 
 
-def identity(names: Iterable[str | Path]) -> str:
-    """A digest of what some names stand for, wherever that lies and whatever it is called.
+def content(recipe: Any) -> str:
+    """A digest of the data and models that a recipe names, the same wherever they lie and whatever their names.
 
-    Of each file its size and the bytes at both ends count, of a folder its files in order; a name that is neither,
-    such as a hub id, counts itself.
+    Args:
+        recipe: a dataclass.
     """
+    plain = to_plain(recipe)
+    return _digest(f"{name} {identity(_named(plain, name))}\n".encode() for name in sorted(_CONTENT))
+
+
+def identity(names: Iterable[str]) -> str:
+    """A digest of what some names stand for.
+
+    Of a file, its size and the bytes at both ends count. Of a folder, its files count in order; of most files of a
+    large folder only the size. A name that is neither, such as a hub id, counts itself.
+    """
+    return _digest(part for name in names if name for part in _parts(name))
+
+
+def _digest(parts: Iterable[bytes]) -> str:
     digest = hashlib.sha256()
-    for name in names:
-        path = Path(name)
-        if not path.exists():
-            digest.update(f"name {name}\n".encode(errors="surrogateescape"))
-        for file in sorted(path.rglob("[!.]*")) if path.is_dir() else [path]:
-            if file.is_file():
-                size = file.stat().st_size
-                with file.open("rb") as contents:
-                    digest.update(f"file {size}\n".encode() + contents.read(_SAMPLED_BYTES))
-                    contents.seek(max(0, size - _SAMPLED_BYTES))
-                    digest.update(contents.read(_SAMPLED_BYTES))
+    for part in parts:
+        digest.update(part)
     return digest.hexdigest()[:32]
+
+
+def _named(plain: Any, field: str) -> list[str]:
+    """The paths and ids in a field, which few recipes have."""
+    for part in field.split("."):
+        plain = plain.get(part) if isinstance(plain, dict) else None
+    return [plain] if isinstance(plain, str) else plain or []
+
+
+def _parts(name: str) -> Iterator[bytes]:
+    """What counts of a file, a folder or another name."""
+    if not os.path.exists(name):
+        yield f"name {name}\n".encode(errors="surrogateescape")
+    files = [os.path.join(name, file) for file in walk(name)] if os.path.isdir(name) else [name]
+    sampled = set(evenly(len(files), _NUM_SAMPLED))
+    for i, file in enumerate(files):
+        if os.path.isfile(file):
+            size = os.path.getsize(file)
+            yield f"file {size}\n".encode()
+            if i in sampled:
+                with open(file, "rb") as contents:
+                    yield contents.read(_SAMPLED_BYTES)
+                    contents.seek(max(0, size - _SAMPLED_BYTES))
+                    yield contents.read(_SAMPLED_BYTES)
 
 
 def read_recipe(path: str | Path, kinds: Mapping[int | str, type]) -> Any:
@@ -132,33 +163,30 @@ def settle(recipe: R, device: torch.device, out: Path | None) -> R:
     return settled(replace(recipe, device=device.type), device)
 
 
-def write_record(
-    recipe: Any, stage: int | str, num_samples: int | None, out: Path, content: str | None = None
-) -> None:
+def write_record(recipe: Any, stage: int | str, num_samples: int | None, out: Path) -> None:
     """Write `recipe.json`: the recipe, and a segment for the start and for each time that the run was resumed.
 
-    A resumed run must be of the same recipe, but for how long and how often, and how it is computed. Where the run
-    knows the content of what it is made of, that may have moved.
+    A resumed run must be of the same recipe, but for how long and how often, and how it is computed. Its data and
+    the models that it begins with may have moved; see `content`.
 
     Args:
         recipe: a frozen dataclass with `fit` and `device`.
         stage: which kind of recipe it is, for who reads it back.
         num_samples: of the training data; None: nobody has counted them.
         out: the run's folder.
-        content: `identity` of its data and the models that it begins with; None: nobody has looked.
 
     Raises:
         InputError: the folder holds another run, or cannot be written.
     """
     path, plain = out / "recipe.json", to_plain(recipe)
-    checkpoint, segments = latest_checkpoint(out), []
+    checkpoint, segments, found = latest_checkpoint(out), [], content(recipe)
     if checkpoint:
         record = _read_record(path)
         segments, before = list(record.segments), record.recipe
         with suppress(InputError):  # fields that are newer than the record had the values of their defaults
             before = to_plain(from_plain(type(recipe), before))
-        known = content is not None and record.content is not None
-        if known and record.content != content:
+        known = record.content is not None
+        if known and record.content != found:
             raise InputError(
                 f"{out} holds a run on other data or models than these: give it its own, or another --out"
             )
@@ -172,7 +200,7 @@ def write_record(
     first_step = checkpoint_step(checkpoint) + 1 if checkpoint else 1
     segment = {"first_step": first_step, "world_size": world_size(), "fit": plain["fit"]}
     segments.append(segment | {"environment": environment(recipe.device)})
-    about = {"stage": stage, "num_samples": num_samples, "content": content}
+    about = {"stage": stage, "num_samples": num_samples, "content": found}
     write_json(path, about | {"recipe": plain, "segments": segments})
 
 

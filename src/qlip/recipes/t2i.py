@@ -26,7 +26,7 @@ from qlip.data.journal import Journal
 from qlip.data.token_dataset import TokenDataset
 from qlip.errors import InputError
 from qlip.jobs.of_tokens import load_tokenizer, tokenizer_name
-from qlip.recipes.record import REQUIRED, identity, is_record, read_recipe, settle, write_record
+from qlip.recipes.record import REQUIRED, is_record, read_recipe, settle, write_record
 from qlip.t2i.checkpoint import save
 from qlip.t2i.condition import OWN, FeatureFiles, TextReader, open_reader
 from qlip.t2i.config import CLASSES, SIZES, Embedding, Head, Size, T2IConfig

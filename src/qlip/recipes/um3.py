@@ -30,7 +30,7 @@ from qlip.jobs.of_tokens import tokenizer_name
 from qlip.lm.checkpoint import load as load_lm
 from qlip.lm.checkpoint import read_config
 from qlip.model.hub import fetch
-from qlip.recipes.record import REQUIRED, identity, is_record, read_recipe, settle, write_record
+from qlip.recipes.record import REQUIRED, is_record, read_recipe, settle, write_record
 from qlip.train.distributed import on_all_ranks, on_first_rank, processes, rank, world_size
 from qlip.train.fit import Evaluator, FitConfig, fit, start_checkpoint
 from qlip.train.nonfinite import for_json, replay

@@ -14,7 +14,7 @@ from qlip.cli.training import _load_any, parse_recipe
 from qlip.errors import InputError
 from qlip.model import PRESETS, QLIP
 from qlip.model.image import ImageProcessor
-from qlip.recipes import _module, load_recipe, names, recipe_names, t2i
+from qlip.recipes import _module, load_recipe, names, recipe_names
 from qlip.recipes.llava import RECIPES as LLAVA
 from qlip.recipes.plain import to_plain
 from qlip.recipes.record import identity, write_record
@@ -233,23 +233,38 @@ def test_every_recipe_asks_the_device_for_its_precision():
     assert {(recipe.precision, recipe.attention) for recipe in recipes} == {("auto", "auto")}
 
 
-def test_data_that_has_moved_is_known_by_its_content(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("t2i-tiny", "tokens"), ("um3-tiny", "tokens"), ("tiny", "train"), ("tiny-stage2", "train")],
+)
+def test_data_that_has_moved_is_known_by_its_content(tmp_path, name, field):
     (tmp_path / "a" / "sub").mkdir(parents=True)
-    for name in ("a/1.parquet", "a/sub/2.parquet"):
-        (tmp_path / name).write_bytes(name.encode() * 100_000)
-    before = t2i.RECIPES["t2i-tiny"]
-    recipe = replace(before, data=replace(before.data, tokens=(tmp_path / "a",)), device="cpu")
-    content = identity(recipe.data.tokens)
-    write_record(recipe, "t2i", 7, tmp_path / "run", content)
+    for file in ("a/1.parquet", "a/sub/2.parquet"):
+        (tmp_path / file).write_bytes(file.encode() * 100_000)
+    before = {**T2I, **UM3}.get(name) or load_recipe(name)
+    before = replace(before, device="cpu")
+
+    def on(folder, **changes):
+        path = tmp_path / folder if field == "tokens" else str(tmp_path / folder)
+        return replace(before, data=replace(before.data, **{field: (path,)}), **changes)
+
+    write_record(on("a"), name, 7, tmp_path / "run")
     with Checkpoints(tmp_path / "run", 1) as checkpoints:
         checkpoints.save({"x": torch.ones(1)}, 1)
     (tmp_path / "a").rename(tmp_path / "b")
-    moved = replace(recipe, data=replace(recipe.data, tokens=(tmp_path / "b",)))
-    assert identity(moved.data.tokens) == content
-    write_record(moved, "t2i", 7, tmp_path / "run", content)
-    with pytest.raises(InputError, match="another 'bits'"):
-        write_record(replace(moved, bits=14), "t2i", 7, tmp_path / "run", content)
+    (tmp_path / "b" / ".DS_Store").write_bytes(b"of another program")
+    write_record(on("b"), name, 7, tmp_path / "run")
+    with pytest.raises(InputError, match="another 'seed'"):
+        write_record(on("b", seed=5), name, 7, tmp_path / "run")
     (tmp_path / "b" / "1.parquet").write_bytes(b"other")
     with pytest.raises(InputError, match="other data or models"):
-        write_record(moved, "t2i", 7, tmp_path / "run", identity(moved.data.tokens))
+        write_record(on("b"), name, 7, tmp_path / "run")
+
+
+def test_a_hub_id_counts_itself_and_of_a_large_folder_every_size_counts(tmp_path):
     assert identity(["owner/name"]) == identity(["owner/name"]) != identity(["owner/other"])
+    for i in range(600):
+        (tmp_path / f"{i:03}.png").write_bytes(bytes(9))
+    before = identity([str(tmp_path)])
+    (tmp_path / "301.png").write_bytes(bytes(10))
+    assert identity([str(tmp_path)]) != before
