@@ -97,11 +97,13 @@ class ShardSamples(Joined):
         """Read or make each shard's index.
 
         Raises:
-            InputError: none of them is a shard.
+            InputError: none of them is a shard, or they are not all.
         """
+        manifest = read_manifest(paths[0].parent, Manifest)
+        if manifest and not manifest.complete:
+            raise InputError(f"{paths[0].parent}: `qlip data pack` has not finished here: start it again")
         joined = Joined.of_files(Shard, paths)
         super().__init__(joined.parts, joined.unreadable)
-        manifest = read_manifest(paths[0].parent, Manifest)
         self.class_names = manifest.class_names if manifest else ()
 
 
@@ -224,11 +226,13 @@ class Manifest:
         class_names: what the labels mean.
         licence: of the data.
         sha256: checksums of files, by name.
+        complete: whether all that belongs there is; false while `qlip data pack` writes, and after it was killed.
     """
 
     class_names: tuple[str, ...] = ()
     licence: str | None = None
     sha256: dict[str, str] = field(default_factory=dict)
+    complete: bool = True
 
 
 def read_manifest(folder: Path, kind: type[T], name: str = MANIFEST) -> T | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qlip.data.samples import Fault
-from qlip.data.shards import MANIFEST, Manifest, ShardSamples, add_sample, read_manifest
+from qlip.data.shards import MANIFEST, Manifest, Shard, add_sample, read_manifest
 from qlip.data.sources import open_samples
 from qlip.errors import InputError
 from qlip.eval.batches import Track
@@ -51,8 +51,7 @@ def pack(
     for name, value in {"size": size, "shard_rows": shard_rows, "shard_bytes": shard_bytes}.items():
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}: it must be at least 1")
-    if list(out.glob("*.tar")) or (out / MANIFEST).exists():
-        raise InputError(f"{out} already holds shards: choose another --out, or delete them first")
+    _clear(out)
     samples = open_samples(sources)
     counts: Counter[str] = Counter()
     licences: Counter[str] = Counter()
@@ -70,11 +69,14 @@ def pack(
                 )
                 yield result
 
+    write_json(out / MANIFEST, {"complete": False})
     shards = _write_shards(good(), out, shard_rows, shard_bytes)
     if not shards:
+        (out / MANIFEST).unlink()
         reason = f" ({faults[0].reason})" if faults else ""
         raise InputError(f"{sources[0]}: no picture can be read{reason}")
-    ShardSamples([out / shard["name"] for shard in shards])  # leaves their indices
+    for shard in shards:
+        Shard(out / shard["name"])  # leaves its index
     manifests = [read_manifest(folder, Manifest) for source in sources for folder in manifest_folders(source)]
     of_sources = {found.licence for found in manifests if found and found.licence}
     manifest = {
@@ -91,6 +93,20 @@ def pack(
     }
     write_json(out / MANIFEST, manifest)
     return manifest
+
+
+def _clear(out: Path) -> None:
+    """Delete what a killed run left.
+
+    Raises:
+        InputError: there are shards of another kind.
+    """
+    manifest = read_manifest(out, Manifest)
+    if manifest and not manifest.complete:
+        for file in (*out.glob("shard-*.tar"), *out.glob("shard-*.tar.index")):
+            file.unlink()
+    elif manifest or list(out.glob("*.tar")):
+        raise InputError(f"{out} already holds shards: choose another --out, or delete them first")
 
 
 def _write_shards(pictures: Iterator[Seen], out: Path, rows: int, num_bytes: int) -> list[dict[str, Any]]:

@@ -109,7 +109,13 @@ def test_nothing_half_has_a_final_name(source, tmp_path, monkeypatch):
     monkeypatch.setattr(data_pack, "add_sample", fail_at_20)
     with pytest.raises(KeyboardInterrupt):
         pack([source], tmp_path / "s", shard_rows=12)
-    assert [path.name for path in (tmp_path / "s").iterdir()] == ["shard-00000.tar"]
+    assert {path.name for path in (tmp_path / "s").iterdir()} == {"shard-00000.tar", "manifest.json"}
+    for rest in ("s", "s/shard-00000.tar"):
+        with pytest.raises(InputError, match="`qlip data pack` has not finished here: start it again"):
+            open_samples([tmp_path / rest])
+    monkeypatch.setattr(data_pack, "add_sample", written)
+    assert pack([source], tmp_path / "s")["num_samples"] == len(open_samples([tmp_path / "s"]))
+    assert len(list((tmp_path / "s").glob("*.tar"))) == 1
     with pytest.raises(InputError, match="already holds shards"):
         pack([source], tmp_path / "s")
     with pytest.raises(InputError, match="size is 0"):
