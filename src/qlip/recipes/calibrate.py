@@ -19,6 +19,7 @@ ALONE: dict[str, dict[str, Any]] = {
     "alignment": {"reconstruction_weight": 0.0, "quantizer_weight": 0.0, "commitment_weight": 0.0},
     "reconstruction": {"alignment_weight": 0.0},
 }
+WHOLE: dict[str, Any] = {"reconstruct_every": 1, "drop_tokens": 0.0}  # with one loss every image is for that one
 
 
 def calibrate(recipe: Recipe, out: Path, resume: bool = False) -> float | None:
@@ -38,7 +39,8 @@ def calibrate(recipe: Recipe, out: Path, resume: bool = False) -> float | None:
     if not isinstance(recipe, Recipe):
         raise InputError("only recipes of stage 1 have two losses to weigh: name one of those")
     tasks = {
-        loss: replace(recipe.task, **weights, balance="fixed", calibration=None) for loss, weights in ALONE.items()
+        loss: replace(recipe.task, **weights, **WHOLE, balance="fixed", calibration=None)
+        for loss, weights in ALONE.items()
     }
     points, limits = {}, {}
     with processes(recipe.device) as device:

@@ -239,7 +239,7 @@ def _training(stage: _Stage) -> list[str]:
     weights = {k.removesuffix("_weight"): v for k, v in recipe["task"].items() if k.endswith("_weight")}
     templates = f"of class names in {len(recipe['data']['templates'])} templates, where a picture has none"
     words = f"captions {templates if recipe['data']['classes'] else 'as they came'}"
-    optimizer = {"adamw": "AdamW", "lamb": "LAMB"}[recipe["task"].get("optimizer", "adamw")]
+    optimizer = {"adamw": "AdamW", "lamb": "LAMB", "muon": "Muon"}[recipe["task"].get("optimizer", "adamw")]
     file = f"recipe{stage.suffix}.json"
     return [
         f"## Training, stage {2 if stage.suffix else 1}",
