@@ -135,6 +135,8 @@ def _hide_folders(recipe: dict[str, Any]) -> None:
     for holder, name in [*files, (init, "vision"), (init, "text")]:
         if holder.get(name):
             holder[name] = Path(holder[name]).name
+    if "teacher" in recipe:
+        recipe["teacher"] = [Path(file).name for file in recipe["teacher"]]
     if (tokenizer := recipe.get("tokenizer")) and Path(tokenizer).is_dir():  # a hub id stays
         recipe["tokenizer"] = Path(tokenizer).name
 

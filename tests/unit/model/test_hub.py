@@ -18,9 +18,11 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import constants
+from tests.integration.test_training import SMALL
 from tests.unit.lm.conftest import small_lm
 
 import qlip
+from qlip.data.token_file import TokenFormat
 from qlip.errors import InputError
 from qlip.jobs.push import push
 from qlip.lm.checkpoint import load as load_lm
@@ -103,6 +105,8 @@ class Hub:
     def answer(self, path):
         parts = path.split("?")[0].strip("/").split("/")
         api = parts[:2] == ["api", "models"]
+        if len(parts) < 4:
+            return self.error(404, "EntryNotFound")
         owner, name, kind, revision, *rest = (*parts[2:], "revision", "main")[:4] if api else parts
         repo, commit = f"{owner}/{name}", self.branches.get(revision, revision)
         if repo in self.closed:
@@ -228,7 +232,8 @@ def test_loads_from_the_hub(hub):
     assert model.image_processor == ImageProcessor(32, 32)
     assert model.text_tokenizer.vocab_size == model.config.text.vocab_size
     assert not any("README" in line for line in hub.log)
-    assert not any(line.startswith("GET") and f"/{MAIN}/" not in line for line in hub.log[2:])
+    _, *later = [line for line in hub.log if line.startswith("GET /lab/tokenizer/")]
+    assert later and all(f"/{MAIN}/" in line for line in later)
 
 
 def test_a_language_model_in_shards(hub, tmp_path, monkeypatch):
@@ -555,3 +560,27 @@ def test_what_export_wrote_is_pushed(writer, checkpoint, tmp_path):
     (tmp_path / "exported" / "README.md").write_text("# Mine")
     export(model, tmp_path / "exported")
     assert (tmp_path / "exported" / "README.md").read_text() == "# Mine"
+
+
+def test_from_a_run_to_the_hub_by_the_commands(writer, run, color_data, tmp_path):
+    """README's `tokens verify`, `export` and `push`, and `publish`, one after the other."""
+    train, val, classes = (color_data / name for name in ("train.parquet", "val.parquet", "classes.json"))
+    words = ["--data.train", train, "--data.classes", classes]
+    cards = []
+    for command in (
+        ["train", "tiny", *words, *SMALL, "--steps", 1, "--warmup-steps", 0, "--out", "run"],
+        ["tokenize", train, "--model", "run/model", "--out", "tokens.parquet", "--num-workers", 0],
+        ["tokens", "verify", "tokens.parquet"],
+        ["export", "run", "--out", "mine"],
+        ["push", "mine", "us/mine"],
+        ["publish", "run", "--name", "ours", "--out", "published", "--val", val, "--classes", classes],
+        ["push", "published", "us/mine"],
+    ):
+        code, _, err = run(*command)
+        assert code == 0, err
+        if command[0] == "push":
+            cards.append(writer.repos["us/mine"][writer.branches["main"]]["README.md"].decode())
+    assert "not measured" in cards[0] and "# ours" in cards[1] and "zero-shot top-1" in cards[1]
+    ids = TokenFormat.read(Path("tokens.parquet")).id_hash
+    assert qlip.load("run/model").id_hash() == qlip.load("mine").id_hash() == ids
+    assert qlip.load("us/mine").id_hash() == qlip.load("published").id_hash() != ids  # whose weights are bfloat16
