@@ -5,6 +5,7 @@ import shlex
 import shutil
 import sys
 from collections import defaultdict
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,15 @@ def test_the_table_is_what_the_bundled_results_say(monkeypatch):
     from write_numbers import table
 
     assert f"-->\n{table()}\n<!-- /models -->" in README
+
+
+def test_installation_lines_name_extras_that_there_are():
+    pages = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("src/qlip/**/*.py")]
+    found = [
+        re.findall(r"pip install [^\n]*?(?:open-qlip|\.)\[([\w,-]+)\]", page.read_text("utf-8")) for page in pages
+    ]
+    named = {extra for page in found for extras in page for extra in extras.split(",")}
+    assert {"train", "eval", "ray"} <= named <= {*metadata("open-qlip").get_all("Provides-Extra")}
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(((?!https?:)[^)#]+)\)", README))
