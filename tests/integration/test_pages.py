@@ -145,3 +145,11 @@ def test_every_reason_not_to_run_a_command_is_needed():
     lines = [line for page in pages() for line in commands(page)]
     assert all(any(re.search(part, line) for line in lines) for part in NOT_RUN)
     assert sum(reason(line) is None for line in lines) > len(lines) / 2
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/export.md"])
+def test_the_labels_of_a_page_name_the_cat(page):
+    (labels,) = re.findall(r"^words = (\[.*\])$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    model = qlip.load("qlip-tiny")
+    probabilities = model.classify(Path(qlip.__file__).parent / "demo" / "photos" / "cat.jpg", json.loads(labels))
+    assert probabilities[0, 0] > 0.5
