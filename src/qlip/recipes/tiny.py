@@ -9,8 +9,8 @@ the 69,000 Tiny-ImageNet photographs and the 40,507 drawings of `examples/regist
 one core of an Intel Xeon at 2 GHz (Skylake), where a step takes 10.5 s beside other processes.
 
 Muon, a teacher (`examples/resnet50.py`), reconstructing every second image, and dropping half of the patches of
-the others were chosen by trials of equal time: docs/results/tiny-recipes.md. The weights of the losses follow the
-paper's rule (docs/paper.md section 2): α_r / α_a ≈ L_align(∞) / L_mse(∞), about 3 / 0.01 in so short a run.
+the others give more in equal time than none of them: docs/results/tiny-recipes.md. The weights follow the paper's
+rule (docs/paper.md section 2): α_r / α_a ≈ L_align(∞) / L_mse(∞), about 3 / 0.01 in so short a run.
 """
 
 from qlip.model.config import PRESETS
