@@ -54,7 +54,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "sigmoid": {"contrastive": "sigmoid"},
     "Muon, 1e-3": {"lr": 1e-3},
     "teacher_weight 20": {"teacher_weight": 20.0},
-    "AdamW, 2e-3": {"optimizer": "adamw", "lr": 2e-3},
+    "AdamW, 2e-3": {"optimizer": "adamw"},
     "batch_size 256": {"batch_size": 256},
     "another seed": {"seed": 1},
 }
