@@ -42,13 +42,15 @@ class Muon(torch.optim.Optimizer):
             eps: of AdamW.
         """
         super().__init__(groups, {"betas": betas, "eps": eps})
-        others = [group for group in self.param_groups if not group["hidden"]]
-        self._adamw = torch.optim.AdamW(others, fused=True) if others else None
         for group in self.param_groups:
             for p in group["params"]:
                 self.state[p] = {"momentum_buffer": torch.zeros_like(p)} if group["hidden"] else adam_state(p)
-        if self._adamw:
-            self._adamw.param_groups, self._adamw.state = others, self.state
+        self._adamw = self._of_the_others()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make a copy whole: AdamW of the others has its own groups and state."""
+        super().__setstate__(state)
+        self._adamw = self._of_the_others()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -63,6 +65,15 @@ class Muon(torch.optim.Optimizer):
         if self._adamw:
             self._adamw.step()
         return loss
+
+    def _of_the_others(self) -> torch.optim.AdamW | None:
+        """AdamW of the groups that are not hidden, on this optimizer's own groups and state."""
+        others = [group for group in self.param_groups if not group["hidden"]]
+        if not others:
+            return None
+        adamw = torch.optim.AdamW(others, fused=True)
+        adamw.param_groups, adamw.state = others, self.state
+        return adamw
 
     def _update(self, group: dict[str, Any]) -> None:
         by_shape = defaultdict(list)

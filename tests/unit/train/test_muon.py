@@ -103,3 +103,22 @@ def test_what_is_not_hidden_takes_adamws_step_bit_for_bit(small_model):
     stepped = dict(twin.named_parameters())
     for name, p in small_model.named_parameters():
         assert torch.equal(p, stepped[name]) != is_hidden_matrix(name, p), name
+
+
+def test_a_copy_makes_the_same_steps():
+    """A copy has groups and state of its own, and AdamW steps on these."""
+    params = parameters()
+    first = {"params": [params["wide"], params["square"]], "hidden": True}
+    groups = [
+        group | {"lr": 0.02, "weight_decay": 0.1}
+        for group in (first, {"params": [params["column"]], "hidden": False})
+    ]
+    copied, other = copy.deepcopy((params, Muon(groups, (0.9, 0.95), 1e-8)))
+    for name, p in copied.items():
+        p.grad = torch.ones_like(p)
+        params[name].grad = p.grad.clone()
+    other.step()
+    assert torch.equal(params["column"], parameters()["column"])
+    Muon(groups, (0.9, 0.95), 1e-8).step()
+    for name in ("wide", "square", "column"):
+        assert torch.equal(copied[name], params[name]) and not torch.equal(params[name], parameters()[name])
