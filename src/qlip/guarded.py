@@ -14,7 +14,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from json import loads
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from qlip.errors import InputError
 
@@ -81,7 +81,20 @@ def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
     return typed(dict[str, Any], read_json(path), "the file")
 
 
-def typed(kind: type[T], value: Any, name: str = "", unknown: Literal["refuse", "ignore"] = "refuse") -> T:
+class _Rules(NamedTuple):
+    """What `typed` lets pass."""
+
+    unknown_fields: bool
+    infinity: bool
+
+
+def typed(
+    kind: type[T],
+    value: Any,
+    name: str = "",
+    unknown: Literal["refuse", "ignore"] = "refuse",
+    infinity: bool = False,
+) -> T:
     """Bring a JSON value to a type.
 
     Args:
@@ -90,64 +103,67 @@ def typed(kind: type[T], value: Any, name: str = "", unknown: Literal["refuse", 
         value: of `parse_json`.
         name: of the value, for messages.
         unknown: what happens with fields that a dataclass does not have.
+        infinity: whether a float may be infinite: "inf" or "-inf", as JSON has no number for it.
 
     Raises:
         InputError: the value has another type; names the field.
     """
-    return _typed(kind, value, name, unknown == "ignore")
+    return _typed(kind, value, name, _Rules(unknown == "ignore", infinity))
 
 
-def _typed(kind: Any, value: Any, name: str, lenient: bool) -> Any:
+def _typed(kind: Any, value: Any, name: str, rules: _Rules) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
     if dataclasses.is_dataclass(kind):
-        return _dataclass(kind, value, name, lenient)
+        return _dataclass(kind, value, name, rules)
     if origin in (typing.Union, types.UnionType):
-        return _one_of(arguments, value, name, lenient)
+        return _one_of(arguments, value, name, rules)
     if origin is Literal:
         if not any(type(value) is type(choice) and value == choice for choice in arguments):
             raise _wrong(name, value, f"one of {', '.join(map(repr, arguments))}")
         return value
     if origin in (tuple, list, Sequence):
-        return _items(origin, arguments, value, name, lenient)
+        return _items(origin, arguments, value, name, rules)
     if origin in (dict, Mapping):
         if not isinstance(value, dict):
             raise _wrong(name, value, "an object")
         return {
-            _typed(str, key, f"a key of {name}", lenient): _typed(arguments[1], item, _dotted(name, key), lenient)
+            _typed(str, key, f"a key of {name}", rules): _typed(arguments[1], item, _dotted(name, key), rules)
             for key, item in value.items()
         }
+    if kind is float and rules.infinity and value in ("inf", "-inf"):
+        return float(value)
     return _plain(kind, value, name)
 
 
-def _dataclass(kind: Any, value: Any, name: str, lenient: bool) -> Any:
+def _dataclass(kind: Any, value: Any, name: str, rules: _Rules) -> Any:
     if not isinstance(value, dict):
         raise _wrong(name or kind.__name__, value, "an object with its fields")
     hints, fields = typing.get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
     known = {field: item for field, item in value.items() if field in fields}
-    if not lenient and len(known) < len(value):
+    if not rules.unknown_fields and len(known) < len(value):
         raise InputError(f"{kind.__name__} has no field {min(value.keys() - known.keys())!r:.60}")
     for field in fields.values():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and field.name not in known:
             raise InputError(f"it has no {_dotted(name, field.name)!r}")
-    return kind(**{key: _typed(hints[key], item, _dotted(name, key), lenient) for key, item in known.items()})
+    return kind(**{key: _typed(hints[key], item, _dotted(name, key), rules) for key, item in known.items()})
 
 
-def _one_of(kinds: Sequence[Any], value: Any, name: str, lenient: bool) -> Any:
+def _one_of(kinds: Sequence[Any], value: Any, name: str, rules: _Rules) -> Any:
     if value is None and types.NoneType in kinds:
         return None
     kinds = [kind for kind in kinds if kind is not types.NoneType]
     for kind in kinds[:-1]:
         try:
-            return _typed(kind, value, name, lenient)
+            return _typed(kind, value, name, rules)
         except InputError:
             continue
-    return _typed(kinds[-1], value, name, lenient)
+    return _typed(kinds[-1], value, name, rules)
 
 
-def _items(origin: Any, kinds: Sequence[Any], value: Any, name: str, lenient: bool) -> Any:
+def _items(origin: Any, kinds: Sequence[Any], value: Any, name: str, rules: _Rules) -> Any:
     if not isinstance(value, list | tuple):
         raise _wrong(name, value, "a list")
     if origin is tuple and kinds[-1] is not Ellipsis:
@@ -156,8 +172,7 @@ def _items(origin: Any, kinds: Sequence[Any], value: Any, name: str, lenient: bo
     else:
         kinds = [kinds[0]] * len(value)
     items = (
-        _typed(kind, item, f"{name}[{i}]", lenient)
-        for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
+        _typed(kind, item, f"{name}[{i}]", rules) for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
     )
     return list(items) if origin is list else tuple(items)
 

@@ -18,6 +18,14 @@ def test_every_recipe_survives_json(name):
     assert from_plain(type(recipe), json.loads(json.dumps(to_plain(recipe)))) == recipe
 
 
+def test_infinity_survives_strict_json():
+    recipe = replace(Recipe(), task=replace(Recipe().task, grad_clip=float("inf")))
+    text = json.dumps(to_plain(recipe), allow_nan=False)
+    assert from_plain(Recipe, json.loads(text)) == recipe
+    with pytest.raises(InputError, match="lr is 'nan', not a number"):
+        from_plain(Recipe, {"task": {"lr": "nan"}})
+
+
 def test_absent_fields_keep_their_defaults_and_unknown_ones_are_named():
     assert from_plain(Recipe, {"batch_size": 9}) == replace(Recipe(), batch_size=9)
     with pytest.raises(InputError, match="FitConfig has no field 'stepz'"):
