@@ -105,7 +105,7 @@ class _MeasuredStage1(Stage1):
     every = 1
 
     def step(self, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
-        norms = self.gradient_norms(batch) if step % self.every == 0 else {}
+        norms = self.gradient_norms(batch, step) if step % self.every == 0 else {}
         return super().step(batch, step) | {f"gradient/{name}": norm for name, norm in norms.items()}
 
 

@@ -63,7 +63,7 @@ class Stage1Config(OptimizerConfig):
         reconstruct_every: distance between the images of a batch that are reconstructed; 4 takes every fourth.
             The others learn by alignment alone, without quantizer and decoder, which saves time.
         drop_tokens: share of the patches that those others leave out, in [0, 1), as FLIP does (arXiv 2212.00794).
-            Each part of a batch draws which, the same for all its images.
+            Each step draws which, the same for all its images, whatever the parts and processes are.
         balance: where α_r comes from. "fixed": `reconstruction_weight`; "calibrated": the file that
             `qlip calibrate` wrote; "gradient": α_a times the ratio of both losses' gradient norms at the last MLP
             of the vision encoder, measured during training.
@@ -106,7 +106,9 @@ class Stage1Config(OptimizerConfig):
         if self.drop_tokens and self.reconstruct_every == 1:
             raise InputError("drop_tokens is for images that are not reconstructed: set reconstruct_every above 1")
         if self.reconstruct_every > 1 and not (self.reconstruction_weight and self.alignment_weight):
-            raise InputError("reconstruct_every leaves images to alignment alone: neither weight may be 0")
+            raise InputError(
+                "reconstruct_every leaves images to alignment alone: neither weight may be 0, or set it to 1"
+            )
         if not 0 <= self.balance_smoothing < 1:
             raise InputError(f"balance_smoothing is {self.balance_smoothing}: it must be in [0, 1)")
         if (self.balance == "calibrated") != (self.calibration is not None):
@@ -179,11 +181,11 @@ class Stage1:
         Raises:
             NonFinite: a loss or gradient is not finite; nothing has moved.
         """
-        parts, group = self._parts(batch)
+        parts, group = self._parts(batch, step)
         means = self.balance.state
         if self.config.balance == "gradient":
             if (step - 1) % self.config.balance_every == 0 or not self.balance.measured():
-                means = self.balance.after(self.gradient_norms(batch))
+                means = self.balance.after(self.gradient_norms(batch, step))
             self.weights["reconstruction"] = self.config.alignment_weight * ratio(means)
         terms, metrics = self._backward(parts, group, self.weights)
         norms = clip_gradients(self.optimizer.param_groups, self.config.grad_clip)
@@ -202,18 +204,19 @@ class Stage1:
             values["reconstruction_weight"] = loss.new_tensor(self.weights["reconstruction"])
         return values
 
-    def gradient_norms(self, batch: dict[str, Any]) -> Terms:
+    def gradient_norms(self, batch: dict[str, Any], step: int) -> Terms:
         """How long each loss's gradient is at the last linear of the vision encoder's last MLP (paper, Figure 5).
 
         It takes the ordinary backward pass over the whole batch, once for each loss.
 
         Args:
             batch: as for `step`; neither of the two losses may have been left out by a weight of 0.
+            step: its number.
 
         Returns:
             "alignment" and "reconstruction", the norms of the unweighted losses' gradients.
         """
-        parts, group = self._parts(batch)
+        parts, group = self._parts(batch, step)
         vision = self.model.config.vision
         name = f"layers.{vision.num_hidden_layers - 1}.mlp.{'w3' if vision.swiglu else 'fc2'}.weight"
         weight = self.model.vision_model.encoder.get_parameter(name)
@@ -235,13 +238,19 @@ class Stage1:
         """A whole copy of the model for evaluation and export; all ranks must call it."""
         return whole_copy(self.model)
 
-    def _parts(self, batch: dict[str, Any]) -> tuple[list[dict[str, Any]], Tensor]:
+    def _parts(self, batch: dict[str, Any], step: int) -> tuple[list[dict[str, Any]], Tensor]:
         """The batch in the parts that are computed at once, and its samples' groups."""
         used = {name: batch[name] for name in ("pixel_values", "input_ids")}
         if self.extra.heads:
             used |= {f"teacher/{name}": batch[f"teacher/{name}"] for name in self.extra.heads}
             used["teacher/share"] = teacher_shares(batch["teacher/pooled"].to(self.model.device))
-        return split_batch(used, self.num_parts), batch["group"].to(self.model.device)
+        parts = split_batch(used, self.num_parts)
+        if self.config.drop_tokens:
+            rows, columns = self.model.grid_of(batch["pixel_values"])
+            order = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(step))
+            kept = order[: num_kept(rows * columns, self.config.drop_tokens)]
+            parts = [part | {"kept": kept} for part in parts]
+        return parts, batch["group"].to(self.model.device)
 
     def _backward(self, parts: list, group: Tensor, weights: dict[str, float]) -> tuple[Terms, Terms]:
         """Gradient of the weighted losses of the whole batch, averaged over ranks."""
@@ -291,7 +300,7 @@ class _Forward(nn.Module):
         pixel_values, input_ids = batch["pixel_values"], batch["input_ids"]
         part = Part({}, {}, {}, {})
         chosen = slice(None, None, config.reconstruct_every)
-        cls, features = self._encode(pixel_values)
+        cls, features = self._encode(pixel_values, batch.get("kept"))
         if config.alignment_weight:
             part.rows["image_embeds"] = model.project(cls)
             part.rows["text_embeds"] = model.encode_text(input_ids)
@@ -326,17 +335,17 @@ class _Forward(nn.Module):
                 part.terms["teacher/grid"] = teacher_loss(predicted, batch["teacher/grid"][chosen], share[chosen])
         return part
 
-    def _encode(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """CLS (B, D) of all images, and patch features (B / reconstruct_every, N, D) of the reconstructed ones."""
-        every, drop = self.config.reconstruct_every, self.config.drop_tokens
-        if not drop:
+    def _encode(self, pixel_values: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+        """CLS (B, D) of all images, and patch features (B / reconstruct_every, N, D) of the reconstructed ones.
+
+        Of the others only the patches numbered in `kept` (K,) are encoded; None: all.
+        """
+        every = self.config.reconstruct_every
+        if kept is None:
             hidden = self.model.hidden_states(pixel_values)
             return hidden[:, 0], hidden[::every, 1:]
         groups = pixel_values.unflatten(0, (-1, every))  # the first of each is reconstructed
         whole = self.model.hidden_states(groups[:, 0])
-        rows, columns = self.model.grid_of(pixel_values)
-        num_patches = rows * columns
-        kept = torch.randperm(num_patches)[: num_kept(num_patches, drop)].to(pixel_values.device)
         others = self.model.hidden_states(groups[:, 1:].flatten(0, 1), kept)
         cls = torch.cat((whole[:, :1], others[:, 0].unflatten(0, (-1, every - 1))), dim=1)
         return cls.flatten(0, 1), whole[:, 1:]

@@ -47,7 +47,7 @@ def test_the_norms_are_those_of_each_loss_alone(small_model):
     config = Stage1Config(quantizer_weight=0.0, commitment_weight=0.0, quantize=False)
     task = Stage1(small_model.train(), config, ComputeConfig(device="cpu", precision="fp32"), 8)
     batch = random_batch(small_model.config, 8)
-    norms = task.gradient_norms(batch)
+    norms = task.gradient_norms(batch, 1)
     hidden = small_model.hidden_states(batch["pixel_values"])
     std = torch.tensor(small_model.image_processor.std)[:, None, None]
     mse = ((small_model.vision_decoder(hidden[:, 1:]) - batch["pixel_values"]) * std).square().mean()

@@ -57,6 +57,14 @@ def test_a_teacher_in_parts_has_the_gradient_of_one_pass(part_size):
         torch.testing.assert_close(values_of_parts[name], values[name], rtol=1e-4, atol=1e-5)
 
 
+def test_dropped_patches_are_the_same_in_every_part():
+    config = Stage1Config(grad_clip=float("inf"), reconstruct_every=2, drop_tokens=0.5)
+    whole, values = gradients(Stage1, config)
+    parts, values_of_parts = gradients(Stage1, config, micro_batch_size=2)
+    assert_same(parts, whole)
+    torch.testing.assert_close(values_of_parts["loss"], values["loss"], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("config", (Stage1Config(), Stage2Config(perceptual_weight=0.0, discriminator_width=32)))
 def test_recomputing_activations_changes_nothing_but_memory(config, monkeypatch):
     task = Stage1 if isinstance(config, Stage1Config) else Stage2

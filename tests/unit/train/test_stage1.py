@@ -369,9 +369,9 @@ def test_dropped_patches_are_those_of_images_that_are_not_reconstructed(small_mo
     assert dropped["alignment"] != plain["alignment"]
 
     def embeddings(pixels):
-        torch.manual_seed(3)
+        (part,), _ = task._parts(data | {"pixel_values": pixels}, 1)
         with torch.no_grad():
-            return task.parallel(data | {"pixel_values": pixels}, False).rows["image_embeds"]
+            return task.parallel(part, False).rows["image_embeds"]
 
     before, changed = embeddings(data["pixel_values"]), []
     rows, columns = small_model.config.grid
