@@ -195,13 +195,13 @@ def write_record(recipe: Any, stage: int | str, num_samples: int | None, out: Pa
         if record.num_samples != num_samples:
             was = record.num_samples
             raise InputError(f"{out} holds a run on {was} samples, now there are {num_samples}: give it its data")
-    else:
-        (out / SKIPPED).unlink(missing_ok=True)  # of a run that never saved
     first_step = checkpoint_step(checkpoint) + 1 if checkpoint else 1
     segment = {"first_step": first_step, "world_size": world_size(), "fit": plain["fit"]}
     segments.append(segment | {"environment": environment(recipe.device)})
     about = {"stage": stage, "num_samples": num_samples, "content": found}
     write_json(path, about | {"recipe": plain, "segments": segments})
+    if not checkpoint:
+        (out / SKIPPED).unlink(missing_ok=True)  # of a run that never saved
 
 
 @dataclass(frozen=True)
