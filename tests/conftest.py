@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -81,6 +82,12 @@ def exported_tiny(tmp_path_factory) -> Path:
 def photos() -> list[Path]:
     """The photographs that the package ships."""
     return sorted(PHOTOS.glob("*.jpg"))
+
+
+@pytest.fixture(autouse=True)
+def _own_log_handlers(monkeypatch):
+    """`cli.main` gives its process a handler for the stderr of now, which ends with the test."""
+    monkeypatch.setattr(logging.getLogger("qlip"), "handlers", [])
 
 
 @pytest.fixture

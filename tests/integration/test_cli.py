@@ -117,7 +117,7 @@ def test_pictures_of_another_size(run, model, mixed, tmp_path):
     code, out, _ = run("info", model, "--image-size", 64, "--json")
     assert code == 0 and json.loads(out)["tokens"].endswith("8 × 8")
     code, _, err = run("info", model, "--image-size", 16, 20)
-    assert code == 1 and "image_size 16 × 20 holds no whole patches: use multiples of 8" in err
+    assert code == 1 and "--image-size 16 × 20 holds no whole patches: use multiples of 8" in err
 
 
 @pytest.mark.parametrize("command", ("tokenize", "reconstruct", "classify"))

@@ -531,7 +531,7 @@ def test_labels_of_any_iterable(whole):
 
 def test_what_users_of_other_libraries_try_gets_an_answer():
     model = qlip.load("qlip-tiny")
-    with pytest.raises(InputError, match="templates is one string"):
+    with pytest.raises(InputError, match="templates is 'a photo of {}': pass a list of strings"):
         model.classify("cat.jpg", ["cat"], templates="a photo of {}")
     with pytest.raises(InputError, match="a template is a function"):
         model.embed_labels(["cat"], templates=[lambda name: f"a {name}"])
