@@ -19,6 +19,7 @@ from qlip.train.measures import measure
 from qlip.train.trackers import Sink
 
 PLAIN_EVERY_S, DRAW_EVERY_S = 30, 1  # drawing takes 13 ms
+_EVALUATION = "eval/"  # before the names of an evaluation's numbers
 PANEL_WIDTH, COLUMN_WIDTH = 120, 25  # at most, at least
 
 _TITLES = {"grad_norm": "gradient norm", "lr": "learning rate"}
@@ -73,7 +74,7 @@ class Terminal(Sink):
             if time.monotonic() - self._drawn >= DRAW_EVERY_S:
                 self._draw()
         elif self._latest and time.monotonic() - self._shown > PLAIN_EVERY_S:  # the log's lines are far apart
-            self._print(self._latest)
+            self._print({name: value for name, value in self._latest.items() if not name.startswith(_EVALUATION)})
 
     def show(self, step: int, values: dict[str, float]) -> None:
         """Show the first step's values as soon as they are there."""
@@ -108,7 +109,11 @@ class Terminal(Sink):
         """An entry as a line of plain text."""
         words = [f"step {self._step:,}/{self._total:,}"]
         if _is_evaluation(entry):
-            words += [f"{name[5:]} {_with_unit(name, value)}" for name, value in entry.items() if name != "step"]
+            words += [
+                f"{name.removeprefix(_EVALUATION)} {_with_unit(name, value)}"
+                for name, value in entry.items()
+                if name != "step"
+            ]
         else:
             names = ("loss", "images_per_s", "mfu")
             words += [f"{name} {_number(name, entry[name])}" for name in names if name in entry]
@@ -140,7 +145,7 @@ class Terminal(Sink):
         cells = []
         for name, (best, step) in self._best.items():
             value = self._latest[name]
-            cell = Text.assemble((f"{name[5:]} ", "cyan"), _with_unit(name, value))
+            cell = Text.assemble((f"{name.removeprefix(_EVALUATION)} ", "cyan"), _with_unit(name, value))
             if value != best:
                 cell.append(f" (best {_number(name, best)} at {step:,})", style="dim")
             cells.append(cell)
@@ -149,9 +154,11 @@ class Terminal(Sink):
     def _take(self, step: int, entry: dict[str, float]) -> None:
         self._latest |= entry
         for name, value in entry.items():
-            if name.startswith("eval/") and math.isfinite(value):
+            if name.startswith(_EVALUATION) and math.isfinite(value):
                 self._evaluated = step
-                if name not in self._best or measure(name[5:]).is_better(value, self._best[name][0]):
+                if name not in self._best or measure(name.removeprefix(_EVALUATION)).is_better(
+                    value, self._best[name][0]
+                ):
                     self._best[name] = value, step
 
     def _left(self) -> str:
@@ -179,12 +186,12 @@ def _console() -> Console:
 
 
 def _is_evaluation(entry: dict[str, float]) -> bool:
-    return any(name.startswith("eval/") for name in entry)
+    return any(name.startswith(_EVALUATION) for name in entry)
 
 
 def _with_unit(name: str, value: float) -> str:
     """A number of an evaluation."""
-    return f"{_number(name, value)} {measure(name[5:]).unit}".rstrip()
+    return f"{_number(name, value)} {measure(name.removeprefix(_EVALUATION)).unit}".rstrip()
 
 
 def _groups(values: dict[str, float]) -> dict[str, dict[str, float]]:

@@ -310,6 +310,18 @@ def test_the_first_step_is_shown_and_then_a_line_every_half_minute(clock):
     assert len(console.file.getvalue().splitlines()) == 4  # none is wrapped at 80 columns
 
 
+def test_a_line_after_an_evaluation_is_of_training(clock):
+    console = Console(file=io.StringIO(), width=80)
+    terminal = Terminal("training", 0, 1000, console=console)
+    terminal.write(1, {"loss": 1.25, "images_per_s": 8.0})
+    terminal.write(1, {"eval/psnr": 20.0})
+    clock.now += 31
+    terminal.count()
+    *_, evaluation, last = console.file.getvalue().splitlines()
+    assert "psnr 20" in evaluation and last.startswith("step 2/1,000  loss 1.25  images_per_s 8")
+    assert "psnr" not in last
+
+
 def test_the_panel_shows_that_the_first_step_is_under_way():
     terminal = Terminal("training", 0, 10, console=screen(80))
     assert "the first step is under way" in shown(terminal, 80)
