@@ -8,12 +8,12 @@ bucket, and a full tray is the next batch; those that are not full at the end ar
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
 
-from qlip.data.workers import end_with_run
+from qlip.data.delivery import FromWorkers
 from qlip.errors import InputError
 from qlip.image_files import image_size
 
@@ -46,14 +46,9 @@ class Buckets:
             sizes: height and width of every bucket, in pixels.
             num_workers: processes that read.
         """
-        loader: DataLoader = DataLoader(
-            _Sizes(samples),
-            batch_size=MEASURED_AT_ONCE,
-            num_workers=num_workers,
-            collate_fn=list,
-            worker_init_fn=end_with_run,
-        )
-        bucket = assign([size for part in loader for size in part], sizes)
+        starts = range(0, len(samples), MEASURED_AT_ONCE)
+        parts = FromWorkers(partial(_sizes, samples), num_workers, starts)
+        bucket = assign([size for part in parts for size in part], sizes)
         counts = zip(sizes, np.bincount(bucket, minlength=len(sizes)), strict=True)
         logger.info("buckets: %s", ", ".join(f"{count:,} of {h} x {w}" for (h, w), count in counts))
         return cls(tuple(sizes), bucket)
@@ -105,15 +100,13 @@ def assign(pictures: Sequence[Size], sizes: Sequence[Size]) -> np.ndarray:
     return np.abs(theirs[:, None] - ours).argmin(1)
 
 
-@dataclass(frozen=True)
-class _Sizes(Dataset):
-    samples: Sequence[dict[str, Any]]
+def _sizes(samples: Sequence[dict[str, Any]], start: int) -> list[Size]:
+    """Of `MEASURED_AT_ONCE` samples."""
+    return [_size(samples, i) for i in range(start, min(start + MEASURED_AT_ONCE, len(samples)))]
 
-    def __len__(self) -> int:
-        return len(self.samples)
 
-    def __getitem__(self, index: int) -> Size:
-        try:
-            return image_size(self.samples[index]["image"])
-        except Exception:  # Pillow raises almost anything on a damaged file; it is skipped when its turn comes
-            return 1, 1
+def _size(samples: Sequence[dict[str, Any]], index: int) -> Size:
+    try:
+        return image_size(samples[index]["image"])
+    except Exception:  # Pillow raises almost anything on a damaged file; it is skipped when its turn comes
+        return 1, 1
